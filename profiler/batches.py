@@ -1,0 +1,123 @@
+"""Nests of tensors: counting the samples of a batch, moving it, and making one of n samples from a Dataset."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset, default_collate
+
+from profiler.errors import UsageError, WorkloadError
+
+
+def map_tensors(function: Callable[[Tensor], Any], batch: Any) -> Any:
+    """`batch` with `function` applied to every tensor in its dicts, lists, (named) tuples and dataclasses.
+
+    Whatever is no tensor and no container is passed on as it is.
+    """
+    if isinstance(batch, Tensor):
+        return function(batch)
+    if isinstance(batch, Mapping):
+        mapped = {key: map_tensors(function, value) for key, value in batch.items()}
+        return mapped if type(batch) is dict else type(batch)(mapped)  # type: ignore[call-arg]  # any Mapping that can be built from a dict
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(map_tensors(function, value) for value in batch))
+    if isinstance(batch, list | tuple):
+        return type(batch)(map_tensors(function, value) for value in batch)
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        fields = (field.name for field in dataclasses.fields(batch) if field.init)
+        return dataclasses.replace(batch, **{name: map_tensors(function, getattr(batch, name)) for name in fields})
+    return batch
+
+
+def tensors_of(batch: Any) -> Iterator[Tensor]:
+    """Every tensor of the nest `batch`, in order."""
+    found: list[Tensor] = []
+    map_tensors(found.append, batch)
+    return iter(found)
+
+
+def count_samples(batch: Any) -> int:
+    """How many samples `batch` holds: dimension 0 of its first tensor that has one.
+
+    Raises WorkloadError where no tensor has a dimension 0.
+    """
+    for tensor in tensors_of(batch):
+        if tensor.dim() > 0:
+            return int(tensor.shape[0])
+    raise WorkloadError(
+        f"make_batch returned {type(batch).__name__} without a tensor that has samples along dimension 0: "
+        "return a tensor, or a dict, list, tuple or dataclass of tensors."
+    )
+
+
+def check_batch(batch: Any, size: int) -> None:
+    """Raise WorkloadError unless `batch` holds `size` samples."""
+    samples = count_samples(batch)
+    if samples != size:
+        raise WorkloadError(
+            f"make_batch({size}) returned a batch of {samples} samples: it must return as many as it is asked for "
+            "(dimension 0 of its first tensor)."
+        )
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """`batch` with every tensor on `device`."""
+    return map_tensors(lambda tensor: tensor.to(device, non_blocking=True), batch)
+
+
+def elements_of(sample: Any) -> int:
+    """How many numbers the tensors of `sample` hold; the length of what is no tensor but has one (a list of tokens)."""
+    tensors = list(tensors_of(sample))
+    if tensors:
+        return sum(tensor.numel() for tensor in tensors)
+    if isinstance(sample, tuple | list) and sample and not isinstance(sample[0], int | float):
+        return sum(elements_of(part) for part in sample)
+    size = getattr(sample, "size", None)
+    if isinstance(size, int):  # a NumPy array
+        return size
+    return len(sample) if isinstance(sample, Sized) else 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetBatches:
+    """A batch maker over a map-style Dataset: the first n samples in `order`, from the start again where n is larger."""
+
+    dataset: Dataset[Any]
+    collate: Callable[[list[Any]], Any]
+    order: Sequence[int]
+
+    def __call__(self, size: int) -> Any:
+        return self.collate([self.dataset[self.order[i % len(self.order)]] for i in range(size)])
+
+
+def batches_of(
+    dataset: Dataset[Any],
+    *,
+    collate: Callable[[list[Any]], Any] | None = None,
+    worst_case: bool | Callable[[Any], float] = False,
+) -> DatasetBatches:
+    """A batch maker over `dataset`; with `worst_case` its largest samples come first.
+
+    `worst_case=True` orders samples by their element count, a function by the size that it gives a sample. Variable
+    lengths are what runs out of memory later, and n samples drawn at random are seldom the n longest. It reads every
+    sample once. Raises UsageError for a Dataset without a length or without samples.
+    """
+    if isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized):
+        raise UsageError(
+            f"{type(dataset).__name__} has no length and no index: pass a batch maker make_batch(n) instead of the Dataset."
+        )
+    length = len(dataset)
+    if length == 0:
+        raise UsageError(f"{type(dataset).__name__} has 0 samples: a batch needs at least one.")
+    order: Sequence[int] = range(length)
+    if worst_case is not False:
+        size_of = elements_of if worst_case is True else worst_case
+        order = sorted(order, key=lambda index: -size_of(dataset[index]))
+    return DatasetBatches(
+        dataset=dataset, collate=collate or cast(Callable[[list[Any]], Any], default_collate), order=order
+    )

@@ -1,0 +1,48 @@
+"""Everything a probe found out, as one value; standard library only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from profiler.outcomes import Finding, Throughput, Trial
+from profiler.plan import AccumulationPlan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunInfo:
+    """What was asked, where, and with what; known before the first trial.
+
+    capacity_bytes: what the process may use. headroom: the share of it a recommended plan leaves unused.
+    environment: versions, device name, driver, threads: what two records must share to be compared.
+    command: what to type to get these results again, None from Python.
+    started_at: local time with its offset, ISO 8601.
+    """
+
+    workload: str
+    device: str
+    capacity_bytes: int
+    headroom: float
+    effective_batch_size: int | None = None
+    data_parallel_size: int = 1
+    command: str | None = None
+    started_at: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """A probe's results. `comparison` holds trials of the three strategies; `plan` is None without an effective batch.
+
+    search_seconds: wall time of the search for the largest micro-batch alone, ladder, timing and comparison excluded.
+    search_trials: how many trials the search needed. notes: what the user should know, a sentence each.
+    """
+
+    run: RunInfo
+    finding: Finding
+    throughput: tuple[Throughput, ...] = ()
+    comparison: tuple[Trial, ...] = ()
+    plan: AccumulationPlan | None = None
+    search_seconds: float = 0.0
+    search_trials: int = 0
+    notes: tuple[str, ...] = ()
