@@ -1,0 +1,44 @@
+# `make probe` and `make test` work on a fresh machine: they make .venv and install what they need.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: probe test lint check results bench gpu clean
+
+probe: .venv/probe.stamp
+	$(BIN)/microbatch probe --effective-batch 256
+
+test: .venv/test.stamp
+	$(BIN)/python -m pytest
+
+lint: .venv/test.stamp
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+check: lint test
+
+# The committed reference runs on the CPU, and the search's cost.
+results: .venv/test.stamp
+	$(BIN)/python -m benchmarks.reference_runs
+
+bench: .venv/test.stamp
+	$(BIN)/python -m benchmarks.search_cost
+
+# On a machine with a GPU, with its own python3 and nothing installed.
+gpu:
+	$(PYTHON) -m benchmarks.gpu
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/probe.stamp: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) install --constraint constraints.txt --editable '.[examples]'
+	touch $@
+
+.venv/test.stamp: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) install --constraint constraints.txt --editable '.[test]'
+	touch $@ .venv/probe.stamp
+
+clean:
+	rm -rf .venv
