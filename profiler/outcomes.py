@@ -149,8 +149,12 @@ class Finding:
         failing = {trial.micro_batch_size for trial in self.trials if not trial.fits}
         assert self.largest_fit == 0 or self.largest_fit in fitting, f"{self.largest_fit} was never run"
         assert self.smallest_misfit is None or self.smallest_misfit in failing, f"{self.smallest_misfit} never failed"
-        assert self.limited_by in ("memory", "ceiling")
-        assert (self.limited_by == "memory") == (self.smallest_misfit is not None)
+        assert self.smallest_misfit is None or self.largest_fit < self.smallest_misfit, "the misfit is no larger"
+        assert self.limited_by in ("memory", "ceiling"), f"limited by {self.limited_by}"
+        assert (self.limited_by == "memory") == (self.smallest_misfit is not None), (
+            f"{self.limited_by} without a misfit"
+        )
+        assert self.largest_fit or self.limited_by == "memory", "a ceiling that fits is a size"
 
     def trial_of(self, micro_batch_size: int) -> Trial | None:
         """The trial of that size, None where it was not run."""

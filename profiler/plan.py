@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from profiler.errors import UsageError
+from profiler.units import format_bytes, format_seconds
 
 # Two step times closer than this are a tie whatever their measured spread says.
 TIE = 0.02
+# A wider spread says that the machine was busy, not that a split which takes half as long again is as fast.
+WIDEST_TIE = 0.10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,8 +38,11 @@ class AccumulationPlan:
     verified_steps: int = 0
 
     def __post_init__(self) -> None:
+        check_effective_batch(self.effective_batch_size, self.data_parallel_size)
         sizes = [size for replica in self.replicas for size in replica]
-        if sum(sizes) != self.effective_batch_size or any(size < 1 for size in sizes):
+        if any(size < 1 for size in sizes):
+            raise UsageError(f"micro-batches {sizes}: each counts samples, so it must be at least 1.")
+        if sum(sizes) != self.effective_batch_size:
             raise UsageError(
                 f"micro-batches {sizes} add up to {sum(sizes)}, not to the effective batch of {self.effective_batch_size}."
             )
@@ -43,6 +50,9 @@ class AccumulationPlan:
             raise UsageError(
                 f"replicas run different numbers of micro-batches: {[len(replica) for replica in self.replicas]}."
             )
+        # Running the first replica, its largest micro-batch first, proves the others only if none has a larger one.
+        if self.replicas[0][0] != max(sizes):
+            raise UsageError(f"the first micro-batch has {self.replicas[0][0]} samples, and a later one {max(sizes)}.")
 
     @property
     def micro_batch_sizes(self) -> tuple[int, ...]:
@@ -72,3 +82,143 @@ class AccumulationPlan:
     def replica_factor(self) -> int:
         """The factor that undoes the averaging of gradients over replicas (DistributedDataParallel divides by it)."""
         return self.data_parallel_size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A split of the effective batch whose largest micro-batch ran; times are None where the device gives none.
+
+    spread: the relative interquartile range of the timing, as in `Throughput.spread`.
+    """
+
+    replicas: tuple[tuple[int, ...], ...]
+    peak_bytes: int
+    step_seconds: float | None = None
+    spread: float = 0.0
+
+    @property
+    def accumulation_steps(self) -> int:
+        """Micro-batches per optimizer step on one replica."""
+        return len(self.replicas[0])
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether every micro-batch has the same size."""
+        return len({size for replica in self.replicas for size in replica}) == 1
+
+
+def check_effective_batch(effective_batch_size: int, data_parallel_size: int) -> None:
+    """Raise UsageError unless every replica gets at least one sample."""
+    if data_parallel_size < 1:
+        raise UsageError(f"data_parallel_size is {data_parallel_size}: it counts replicas, so it must be at least 1.")
+    if effective_batch_size < 1:
+        raise UsageError(f"the effective batch is {effective_batch_size}: it counts samples, so it must be at least 1.")
+    if effective_batch_size < data_parallel_size:
+        raise UsageError(
+            f"an effective batch of {effective_batch_size} cannot be shared by {data_parallel_size} replicas: each needs "
+            "a sample. Use fewer replicas or a larger batch."
+        )
+
+
+def check_equal_shares(effective_batch_size: int, data_parallel_size: int) -> None:
+    """Raise UsageError unless every replica can have the same number of samples."""
+    if effective_batch_size % data_parallel_size:
+        below = effective_batch_size // data_parallel_size * data_parallel_size
+        raise UsageError(
+            f"{data_parallel_size} replicas cannot share {effective_batch_size} samples equally: use "
+            f"{below} or {below + data_parallel_size}, or leave out --equal."
+        )
+
+
+def split(
+    effective_batch_size: int, accumulation_steps: int, data_parallel_size: int = 1
+) -> tuple[tuple[int, ...], ...]:
+    """Each replica's micro-batch sizes: as equal as they can be, largest first, adding up to the effective batch exactly.
+
+    Sizes differ by at most one, and so do the replicas' sums. `accumulation_steps * data_parallel_size` must not exceed
+    the effective batch.
+    """
+    parts = accumulation_steps * data_parallel_size
+    assert 1 <= parts <= effective_batch_size, f"{parts} parts of {effective_batch_size} samples"
+    small, larger = divmod(effective_batch_size, parts)
+    sizes = [small + 1] * larger + [small] * (parts - larger)
+    # Dealt like cards, so that no replica gets all the larger ones.
+    return tuple(tuple(sizes[replica::data_parallel_size]) for replica in range(data_parallel_size))
+
+
+def least_steps(effective_batch_size: int, largest_size: int, data_parallel_size: int = 1) -> int:
+    """The fewest accumulation steps with no micro-batch above `largest_size`."""
+    return -(-effective_batch_size // (largest_size * data_parallel_size))
+
+
+def equal_steps(effective_batch_size: int, least: int, data_parallel_size: int = 1) -> tuple[int, ...]:
+    """Every number of accumulation steps from `least` on that makes all micro-batches equal; the fewest first.
+
+    Raises UsageError where the replicas alone do not divide the effective batch.
+    """
+    check_equal_shares(effective_batch_size, data_parallel_size)
+    share = effective_batch_size // data_parallel_size
+    return tuple(steps for steps in range(least, share + 1) if share % steps == 0)
+
+
+def better_targets(effective_batch_size: int, least: int, data_parallel_size: int = 1) -> tuple[int, ...]:
+    """The nearest other effective batches, below and above, that `least` equal micro-batches a replica add up to."""
+    block = least * data_parallel_size
+    below = (effective_batch_size - 1) // block * block
+    above = (effective_batch_size // block + 1) * block
+    return (below, above) if below else (above,)
+
+
+def choose(candidates: Sequence[Candidate], *, safe_bytes: int, prefer_equal: bool = False) -> tuple[Candidate, str]:
+    """The candidate to run, and why, in words: fastest, not largest.
+
+    Of those whose peak is within `safe_bytes`, the one with the least time per optimizer step; of those within 2 % of it,
+    or within the measured spread of either if that is larger (up to 10 %), the one with the least memory. prefer_equal: among those,
+    equal micro-batches first (a compiled model is compiled again for a second size). Without times, the largest
+    micro-batch.
+
+    Raises UsageError where none of the candidates, of which there is at least one, is within `safe_bytes`.
+    """
+    assert candidates, "nothing to choose from"
+    safe = [candidate for candidate in candidates if candidate.peak_bytes <= safe_bytes]
+    if not safe:
+        least = min(candidate.peak_bytes for candidate in candidates)
+        raise UsageError(
+            f"no split leaves the headroom: the smallest peak is {format_bytes(least)}, and {format_bytes(safe_bytes)} "
+            "may be used. Lower --headroom, or raise the limit."
+        )
+    timed = [(candidate.step_seconds, candidate) for candidate in safe if candidate.step_seconds is not None]
+    if not timed:
+        chosen = min(safe, key=lambda candidate: candidate.accumulation_steps)
+        return chosen, f"{_sizes(chosen)}: the largest that leaves the headroom; nothing was timed on this device."
+    best_seconds, best = min(timed, key=lambda pair: pair[0])
+    close = [
+        (seconds, candidate)
+        for seconds, candidate in timed
+        if seconds <= best_seconds * (1 + min(max(TIE, best.spread, candidate.spread), WIDEST_TIE))
+    ]
+    equal = [pair for pair in close if pair[1].is_equal] if prefer_equal else []
+    seconds, chosen = min(equal or close, key=lambda pair: (pair[1].peak_bytes, pair[0]))
+    return chosen, _reason(chosen, seconds, best_seconds, len(timed), len(close), of_equal=bool(equal))
+
+
+def _reason(chosen: Candidate, seconds: float, best_seconds: float, timed: int, close: int, *, of_equal: bool) -> str:
+    what = f"{_sizes(chosen)}: {format_seconds(seconds)} per optimizer step by its parts"
+    if timed == 1:
+        return f"{what}; the only split that leaves the headroom and was timed."
+    among = f"of the {timed} splits that leave the headroom and were timed"
+    if close == 1:
+        return f"{what}, the fastest {among}."
+    return (
+        f"{what}; {close} {among} are within {TIE:.0%} of the best, {format_seconds(best_seconds)}, or within the spread of "
+        f"their timing, and {'of those with equal micro-batches ' if of_equal else ''}this one needs the least memory, "
+        f"{format_bytes(chosen.peak_bytes)}."
+    )
+
+
+def _sizes(candidate: Candidate) -> str:
+    sizes = candidate.replicas[0]
+    count = f"{len(sizes)} micro-batch{'es' if len(sizes) > 1 else ''}"
+    if sizes[0] == sizes[-1]:
+        return f"{count} of {sizes[0]}"
+    return f"{count}, {sizes.count(sizes[0])} of {sizes[0]} and {sizes.count(sizes[-1])} of {sizes[-1]}"
