@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ def map_tensors(function: Callable[[Tensor], Any], batch: Any) -> Any:
         return function(batch)
     if isinstance(batch, Mapping):
         mapped = {key: map_tensors(function, value) for key, value in batch.items()}
+        if isinstance(batch, defaultdict):
+            return defaultdict(batch.default_factory, mapped)
         return mapped if type(batch) is dict else type(batch)(mapped)  # type: ignore[call-arg]  # any Mapping that can be built from a dict
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(map_tensors(function, value) for value in batch))
@@ -71,12 +74,18 @@ def to_device(batch: Any, device: torch.device) -> Any:
 
 
 def elements_of(sample: Any) -> int:
-    """How many numbers the tensors of `sample` hold; the length of what is no tensor but has one (a list of tokens)."""
-    tensors = list(tensors_of(sample))
-    if tensors:
-        return sum(tensor.numel() for tensor in tensors)
-    if isinstance(sample, tuple | list) and sample and not isinstance(sample[0], int | float):
+    """How many numbers the tensors, arrays and lists of `sample` hold together; a text counts its characters."""
+    if isinstance(sample, Tensor):
+        return sample.numel()
+    if isinstance(sample, Mapping):
+        return sum(elements_of(value) for value in sample.values())
+    if isinstance(sample, tuple | list):
+        # The shortcut is for long lists of tokens, of which there may be one in every sample.
+        if all(isinstance(part, int | float) for part in sample):
+            return len(sample)
         return sum(elements_of(part) for part in sample)
+    if dataclasses.is_dataclass(sample) and not isinstance(sample, type):
+        return sum(elements_of(getattr(sample, field.name)) for field in dataclasses.fields(sample))
     size = getattr(sample, "size", None)
     if isinstance(size, int):  # a NumPy array
         return size
@@ -85,14 +94,25 @@ def elements_of(sample: Any) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetBatches:
-    """A batch maker over a map-style Dataset: the first n samples in `order`, from the start again where n is larger."""
+    """A batch maker over a map-style Dataset: the first n samples in `order`, from the start again where n is larger.
+
+    largest_first: whether `order` puts the samples that make the largest batch first.
+    """
 
     dataset: Dataset[Any]
     collate: Callable[[list[Any]], Any]
     order: Sequence[int]
+    largest_first: bool = False
 
     def __call__(self, size: int) -> Any:
         return self.collate([self.dataset[self.order[i % len(self.order)]] for i in range(size)])
+
+    def with_largest_first(self, size_of: Callable[[Any], float] = elements_of) -> DatasetBatches:
+        """The same samples, those of the largest `size_of` first; unchanged where they are in such an order already."""
+        if self.largest_first:
+            return self
+        order = sorted(self.order, key=lambda index: -size_of(self.dataset[index]))
+        return dataclasses.replace(self, order=order, largest_first=True)
 
 
 def batches_of(
@@ -114,10 +134,11 @@ def batches_of(
     length = len(dataset)
     if length == 0:
         raise UsageError(f"{type(dataset).__name__} has 0 samples: a batch needs at least one.")
-    order: Sequence[int] = range(length)
-    if worst_case is not False:
-        size_of = elements_of if worst_case is True else worst_case
-        order = sorted(order, key=lambda index: -size_of(dataset[index]))
-    return DatasetBatches(
-        dataset=dataset, collate=collate or cast(Callable[[list[Any]], Any], default_collate), order=order
+    batches = DatasetBatches(
+        dataset=dataset,
+        collate=collate or default_collate,
+        order=range(length),
     )
+    if worst_case is False:
+        return batches
+    return batches.with_largest_first(elements_of if worst_case is True else worst_case)

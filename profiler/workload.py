@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from profiler.batches import batches_of, count_samples
-from profiler.errors import UsageError
+from profiler.errors import UsageError, WorkloadError
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
@@ -63,6 +63,11 @@ class Workload:
         """Whether `model` is a module that exists already, rather than a builder."""
         return isinstance(self.model, nn.Module)
 
+    @property
+    def lives_on_accelerator(self) -> bool:
+        """Whether `model` is a module with parameters that are not in host memory."""
+        return isinstance(self.model, nn.Module) and any(p.device.type != "cpu" for p in self.model.parameters())
+
     def build_model(self) -> nn.Module:
         """The live model, or a new one from the builder; UsageError where the builder gives no module."""
         if isinstance(self.model, nn.Module):
@@ -101,7 +106,8 @@ class Workload:
         `profiler.batches.batches_of`, or a function `make_batch(n)`.
         """
         make_batch: Callable[[int], Any]
-        if isinstance(data, Dataset):
+        # Datasets of other libraries (Hugging Face's) are no subclass of torch's, and cannot be called.
+        if isinstance(data, Dataset) or (hasattr(data, "__getitem__") and not callable(data)):
             make_batch = batches_of(data, collate=collate, worst_case=worst_case)
         elif collate is not None or worst_case is not False:
             raise UsageError(
@@ -128,9 +134,19 @@ class SupervisedLoss:
     criterion: Callable[[Any, Any], Tensor]
 
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
+            raise WorkloadError(
+                f"the batch is {_described(batch)}, and a supervised workload needs a pair (inputs, targets): "
+                "return one from make_batch or collate, or pass Workload a loss of your own."
+            )
         inputs, targets = batch
         if isinstance(self.criterion, nn.Module):
             # Class weights and the like must be where the model is; without any this moves nothing.
             device = next((tensor.device for tensor in model.parameters()), None)
             self.criterion.to(device)
         return self.criterion(model(inputs), targets)
+
+
+def _described(batch: Any) -> str:
+    parts = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
+    return f"a {type(batch).__name__}{parts}"
