@@ -1,0 +1,117 @@
+"""The seam between the profiler and hardware: what every device can be asked."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peaks:
+    """The most memory in use since the device was opened, in bytes; None where the device does not know.
+
+    peak_bytes is in the unit of the device's capacity. allocator_retries counts since then too.
+    """
+
+    peak_bytes: int
+    allocated_bytes: int | None = None
+    reserved_bytes: int | None = None
+    device_used_bytes: int | None = None
+    resident_bytes: int | None = None
+    allocator_retries: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceFacts:
+    """What a device is: its own name, its memory and what of it is free now, and the versions that records carry."""
+
+    description: str
+    total_bytes: int
+    available_bytes: int
+    environment: Mapping[str, str]
+
+
+class Device(ABC):
+    """A place to train on, used from inside the process that trains.
+
+    The order is: `settle`, then the workload is loaded, `open` with a limit, then the model is built and trained,
+    with `charge_loaded` after its first step, `read_peaks`, and `close`. Methods other than the properties may need torch and a driver,
+    so they run in a worker; constructing a device touches no hardware.
+    """
+
+    name: str
+    # Host memory is what is measured, so that nothing may be kept in it that training would not keep.
+    measures_host_memory: bool
+    # One worker serves several trials while its memory comes back; else every trial gets a fresh one.
+    keeps_workers: bool
+
+    @property
+    @abstractmethod
+    def type(self) -> str:
+        """The kind of device in torch's words: "cpu" or "cuda"."""
+
+    @property
+    @abstractmethod
+    def torch_device(self) -> torch.device:
+        """The device as torch names it."""
+
+    @abstractmethod
+    def why_not(self) -> str | None:
+        """None, or a sentence that says why this device cannot be used here."""
+
+    @abstractmethod
+    def facts(self) -> DeviceFacts:
+        """Name, memory and versions."""
+
+    @abstractmethod
+    def sizing_environment(self) -> dict[str, str]:
+        """Environment variables that a worker needs from its start so that memory is measured exactly."""
+
+    @abstractmethod
+    def default_limit_bytes(self) -> int | None:
+        """The budget where the user names none; None means all that is free."""
+
+    @abstractmethod
+    def settle(self) -> None:
+        """Bring everything into memory that training loads once, so that it does not count as the workload's."""
+
+    @abstractmethod
+    def open(self, limit_bytes: int | None, *, live_bytes: int = 0) -> int:
+        """Enforce `limit_bytes` on what comes next, begin a new measurement of peaks, and return the capacity in force.
+
+        None measures without a limit. live_bytes: what a model that exists already holds, which counts too.
+        Raises UsageError for a limit above what is available.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Lift the limit, so that a report can be made after an out-of-memory."""
+
+    @abstractmethod
+    def synchronize(self) -> None:
+        """Wait until the device has done all that it was given."""
+
+    @abstractmethod
+    def charge_loaded(self) -> None:
+        """Charge to the budget what the first step has loaded outside of the framework's allocator (kernels)."""
+
+    @abstractmethod
+    def read_peaks(self) -> Peaks:
+        """The peaks since `open`."""
+
+    @abstractmethod
+    def release(self) -> bool:
+        """Give back what can be given back; whether memory is as it was at `settle`, so that the worker may be kept."""
+
+    @abstractmethod
+    def energy_joules(self) -> float | None:
+        """Reading of the device's energy counter; None where it has none."""
+
+    @abstractmethod
+    def energy_why_not(self) -> str | None:
+        """None, or a sentence that says why there is no energy to read."""
