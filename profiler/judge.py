@@ -1,0 +1,141 @@
+"""What the end of a job means: an outcome, or an error that says what to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from profiler.devices.out_of_memory import Failure, Verdict, classify, confirms
+from profiler.errors import MicrobatchError, TrialError, WorkloadError
+from profiler.outcomes import Fits, OutOfMemory
+from profiler.trial import Completed, Failed
+from profiler.units import format_bytes, format_seconds
+from profiler.workers.protocol import Died, TimedOut
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Circumstances:
+    """What is known about a trial from outside of it, by which suspects are judged.
+
+    predicted_bytes: what the line through earlier sizes says, None without a line. smaller_fits: whether a smaller size
+    ran in a worker of its own.
+    """
+
+    micro_batch_size: int
+    device: str
+    capacity_bytes: int
+    predicted_bytes: int | None
+    smaller_fits: bool
+
+    @property
+    def device_type(self) -> str:
+        """The device's kind, without its index."""
+        return self.device.split(":")[0]
+
+
+def outcome_of(reply: Completed | Failed | Died | TimedOut, circumstances: Circumstances) -> Fits | OutOfMemory:
+    """The trial's outcome.
+
+    Raises the workload's own refusal; WorkloadError, with the user's traceback, for a bug; TrialError for a crash, a
+    hang or host memory that ran out on an accelerator.
+    """
+    if isinstance(reply, Completed):
+        return reply.fits
+    if isinstance(reply, Failed) and reply.refusal is not None:
+        raise reply.refusal
+    failure = _failure(reply)
+    judgement = classify(failure, device_type=circumstances.device_type)
+    peak_bytes = reply.peak_bytes if isinstance(reply, Failed) else None
+    evidence = judgement.evidence
+    if judgement.verdict is Verdict.SUSPECT:
+        confirmed = confirms(
+            peak_bytes=peak_bytes,
+            predicted_bytes=circumstances.predicted_bytes,
+            capacity_bytes=circumstances.capacity_bytes,
+            smaller_fits=circumstances.smaller_fits,
+        )
+        if confirmed is None:
+            raise error_of(reply, circumstances, judgement.verdict, evidence)
+        evidence = f"{evidence}; {confirmed}"
+    elif judgement.verdict is not Verdict.CERTAIN:
+        raise error_of(reply, circumstances, judgement.verdict, evidence)
+    return OutOfMemory(
+        phase=reply.phase if isinstance(reply, Failed) else "worker",
+        message=first_line(reply),
+        evidence=evidence,
+        peak_bytes=peak_bytes,
+        seconds=reply.seconds if not isinstance(reply, Died) else 0.0,
+    )
+
+
+def _failure(reply: Failed | Died | TimedOut) -> Failure:
+    if isinstance(reply, Failed):
+        return reply.failure
+    if isinstance(reply, Died):
+        return Failure(errors=(), exit_status=reply.exit_status, stderr=reply.output, timed_out=False)
+    return Failure(errors=(), exit_status=None, stderr=reply.output, timed_out=True)
+
+
+def first_line(reply: Failed | Died | TimedOut) -> str:
+    """What the trial itself said, in one line."""
+    if isinstance(reply, Failed):
+        return next(iter(reply.message.strip().splitlines()), "an error without words")
+    if isinstance(reply, Died):
+        return f"the worker ended with {_status(reply)}"
+    return f"no end within {format_seconds(reply.seconds)}"
+
+
+def _status(reply: Died) -> str:
+    if reply.exit_status is None:
+        return "its pipe closed, and had to be killed"
+    return f"exit status {reply.exit_status}"
+
+
+def error_of(
+    reply: Failed | Died | TimedOut, circumstances: Circumstances, verdict: Verdict, evidence: str
+) -> MicrobatchError:
+    """The error for a trial that failed for another reason than the device's memory."""
+    size = circumstances.micro_batch_size
+    if isinstance(reply, TimedOut):
+        return TrialError(
+            f"the trial at micro-batch size {size} did not end within {format_seconds(reply.seconds)}, and nothing says "
+            "that memory was the reason: allow more with --trial-timeout, or stop earlier with --ceiling."
+        )
+    if verdict is Verdict.HOST_MEMORY:
+        return TrialError(
+            f"the trial at micro-batch size {size} ran out of host memory outside what is measured on {circumstances.device} "
+            f"({first_line(reply)}; {evidence}): use fewer data-loader workers, raise the size of /dev/shm, or free memory "
+            "on the host."
+        )
+    if isinstance(reply, Died):
+        said = reply.output.strip()
+        return TrialError(
+            f"the worker died at micro-batch size {size} with {_status(reply)} "
+            f"(capacity {format_bytes(circumstances.capacity_bytes)}), and nothing says that memory was the reason."
+            + (
+                f" Its last words:\n{said[-2000:]}"
+                if said
+                else " It printed nothing. Run the model at that size by hand."
+            )
+        )
+    known = f" ({evidence})" if verdict in (Verdict.NEVER, Verdict.SUSPECT) else ""
+    return WorkloadError(
+        f"the workload failed at micro-batch size {size}, in its {reply.phase}: {first_line(reply)}{known}",
+        user_traceback=reply.user_traceback,
+    )
+
+
+def is_suspect(reply: Completed | Failed | Died | TimedOut, device: str) -> bool:
+    """Whether `reply` may be out of memory and has to be confirmed, by a smaller size in a fresh worker."""
+    if isinstance(reply, Completed) or (isinstance(reply, Failed) and reply.refusal is not None):
+        return False
+    return classify(_failure(reply), device_type=device.split(":")[0]).verdict is Verdict.SUSPECT
+
+
+def inspection_error(reply: Failed | Died | TimedOut) -> MicrobatchError:
+    """The error for a workload that could not even be loaded, or a device that could not be asked."""
+    if isinstance(reply, Failed):
+        return reply.refusal or WorkloadError(
+            f"the workload could not be loaded: {first_line(reply)}", user_traceback=reply.user_traceback
+        )
+    said = f" Its last words:\n{reply.output.strip()[-2000:]}" if reply.output.strip() else ""
+    return TrialError(f"loading the workload failed: {first_line(reply)}.{said}")

@@ -1,0 +1,187 @@
+"""Three ways to the gradient of one optimizer step, with one signature: whole batch, summed loss, accumulation."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from profiler.batches import check_batch, to_device
+from profiler.errors import WorkloadError
+from profiler.outcomes import Strategy
+from profiler.workload import Workload
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(slots=True)
+class Phase:
+    """What training was doing when it failed: "model", "batch", "forward", "backward" or "optimizer step"."""
+
+    name: str = "model"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """A workload brought onto a device, ready to step.
+
+    forward_model is `model`, compiled where the workload asks for it. scaler is None except in fp16. host_batches: those
+    made so far, by size, so that making one is not timed as training; None where each is made anew.
+    """
+
+    workload: Workload
+    model: nn.Module
+    forward_model: Callable[..., Any]
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler | None
+    device: torch.device
+    phase: Phase = field(default_factory=Phase)
+    host_batches: dict[int, Any] | None = None
+
+    @classmethod
+    def start(cls, workload: Workload, device: torch.device, phase: Phase, *, keep_batches: bool = False) -> Training:
+        """Build the model and its optimizer on `device`, in training mode.
+
+        keep_batches: make a batch of each size once; training has data loaders for that.
+        Raises WorkloadError for a model without trainable parameters, and whatever the user's builders raise.
+        """
+        phase.name = "model"
+        model = workload.build_model().to(device).train()
+        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if not trainable:
+            raise WorkloadError(
+                f"the model ({type(model).__name__}) has no parameter with requires_grad: there is nothing to train."
+            )
+        # Starting at torch's own 65,536, the first steps can all be skipped; the optimizer would have no state, and the
+        # peak would be too low.
+        scaler = torch.amp.GradScaler(device.type, init_scale=1.0) if workload.precision == "fp16" else None
+        return cls(
+            workload=workload,
+            model=model,
+            forward_model=torch.compile(model) if workload.compile else model,
+            optimizer=workload.build_optimizer(trainable),
+            scaler=scaler,
+            device=device,
+            phase=phase,
+            host_batches={} if keep_batches else None,
+        )
+
+    def batch(self, size: int) -> Any:
+        """A batch of `size` samples on the device; WorkloadError where the batch maker gives another number."""
+        self.phase.name = "batch"
+        if self.host_batches is None:
+            return to_device(self._made(size), self.device)
+        if size not in self.host_batches:
+            self.host_batches[size] = self._made(size)
+        return to_device(self.host_batches[size], self.device)
+
+    def _made(self, size: int) -> Any:
+        batch = self.workload.make_batch(size)
+        check_batch(batch, size)
+        return batch
+
+    def forward(self, batch: Any) -> Tensor:
+        """The averaged loss of `batch`, a scalar with a graph; WorkloadError where it is not."""
+        self.phase.name = "forward"
+        dtype = _AUTOCAST.get(self.workload.precision)
+        with torch.autocast(self.device.type, dtype=dtype) if dtype else contextlib.nullcontext():
+            loss = self.workload.loss(cast(nn.Module, self.forward_model), batch)
+        check_loss(loss)
+        return loss
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of `loss` to the parameters'."""
+        self.phase.name = "backward"
+        (self.scaler.scale(loss) if self.scaler is not None else loss).backward()
+
+    def optimizer_step(self) -> None:
+        """Step the optimizer on the gradients as they are; WorkloadError where fp16 makes it skip the step."""
+        self.phase.name = "optimizer step"
+        if self.scaler is None:
+            self.optimizer.step()
+            return
+        self.scaler.step(self.optimizer)
+        before = self.scaler.get_scale()
+        self.scaler.update()
+        if self.scaler.get_scale() < before:
+            raise WorkloadError(
+                f"the gradients are not finite in fp16 even at a loss scale of {before:g}, so the optimizer skips its "
+                "step and its memory cannot be measured: use bf16 or fp32, or lower the loss."
+            )
+
+
+def check_loss(loss: Any) -> None:
+    """Raise WorkloadError unless `loss` is a scalar tensor with a gradient."""
+    if not isinstance(loss, Tensor):
+        raise WorkloadError(f"loss returned a {type(loss).__name__}: it must return a scalar tensor.")
+    if loss.numel() != 1:
+        raise WorkloadError(
+            f"loss returned a tensor of shape {tuple(loss.shape)}: it must be a scalar, averaged over the batch "
+            "(reduction='mean')."
+        )
+    if not loss.requires_grad:
+        raise WorkloadError(
+            "the loss has no gradient: it was computed under no_grad, detached, or depends on no trainable parameter."
+        )
+
+
+Parts = Iterable[tuple[Any, float]]
+
+
+def whole_batch(training: Training, parts: Parts) -> Tensor:
+    """One forward and one backward over the only part; the loss, detached."""
+    ((batch, _),) = parts
+    loss = training.forward(batch)
+    training.backward(loss)
+    return loss.detach()
+
+
+def summed_loss(training: Training, parts: Parts) -> Tensor:
+    """A forward of every part, then one backward over the sum of weighted losses: every part's graph stays alive."""
+    total: Tensor | None = None
+    for batch, weight in parts:
+        loss = training.forward(batch) * weight
+        total = loss if total is None else total + loss
+    assert total is not None, "a step has at least one part"
+    training.backward(total)
+    return total.detach()
+
+
+def accumulation(training: Training, parts: Parts) -> Tensor:
+    """A forward and a backward of every part by itself: each graph is freed, and gradients add up in .grad."""
+    total: Tensor | None = None
+    for batch, weight in parts:
+        loss = training.forward(batch) * weight
+        training.backward(loss)
+        total = loss.detach() if total is None else total + loss.detach()
+    assert total is not None, "a step has at least one part"
+    return total
+
+
+GRADIENT: dict[Strategy, Callable[[Training, Parts], Tensor]] = {
+    Strategy.WHOLE_BATCH: whole_batch,
+    Strategy.SUMMED_LOSS: summed_loss,
+    Strategy.ACCUMULATION: accumulation,
+}
+
+
+def run_step(training: Training, strategy: Strategy, sizes: Sequence[int]) -> Tensor:
+    """One optimizer step over micro-batches of `sizes`, made one at a time; the loss of all their samples.
+
+    Weights are shares of samples. Memory and time do not depend on the weights, so a loss that averages over tokens is
+    measured as well by them.
+    """
+    training.optimizer.zero_grad(set_to_none=True)
+    loss = GRADIENT[strategy](training, _parts(training, sizes))
+    training.optimizer_step()
+    return loss
+
+
+def _parts(training: Training, sizes: Sequence[int]) -> Iterator[tuple[Any, float]]:
+    samples = sum(sizes)
+    for size in sizes:
+        yield training.batch(size), size / samples

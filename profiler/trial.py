@@ -1,0 +1,259 @@
+"""What runs inside a worker: a job in, an outcome out.
+
+Everything here runs in the process that trains, a forked worker or (isolation="none") the caller's own. Nothing raises
+for what the workload does: failures are returned as data, and what they mean is decided by whoever asked.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from math import isfinite
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+
+from profiler.devices import Device, DeviceFacts, open_device
+from profiler.devices.out_of_memory import Failure
+from profiler.errors import DeviceUnavailable, MicrobatchError, UsageError, WorkloadError
+from profiler.outcomes import Fits, Strategy, Throughput
+from profiler.switches import Switches, use_tf32
+from profiler.tracebacks import user_traceback
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from profiler.steps import Phase, Training
+    from profiler.workload import Workload
+
+SEED = 0
+T = TypeVar("T")
+
+
+class Source(Protocol):
+    """Where a worker gets the workload from."""
+
+    def load(self) -> Workload:
+        """The workload, in the process that calls this."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What every job of one probe shares: the workload, the device, the budget, the caller's global switches."""
+
+    source: Source
+    device: str
+    limit_bytes: int | None
+    switches: Switches
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """The optimizer steps of a trial: micro-batch sizes of each, run one after the other."""
+
+    strategy: Strategy
+    steps: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completed:
+    """A schedule that ran to its end: its peaks, and the wall time of each optimizer step."""
+
+    fits: Fits
+    step_seconds: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """A job that raised: as data, so that it can be classified where the reasons to believe it are known.
+
+    refusal: the error itself where it is one of this package's, which needs no classifying.
+    user_traceback: the user's frames, as text.
+    """
+
+    failure: Failure
+    phase: str
+    message: str
+    user_traceback: str | None
+    refusal: MicrobatchError | None
+    peak_bytes: int | None
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done(Generic[T]):
+    """What a job came to, and whether the worker's memory is as it was, so that the worker may serve another."""
+
+    result: T | Failed
+    worker_is_clean: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspection:
+    """What a workload and a device are, before anything is trained."""
+
+    workload: str
+    optimizer_is_default: bool
+    compile: bool
+    facts: DeviceFacts
+    capacity_bytes: int
+
+
+def inspect(setting: Setting) -> Done[Inspection]:
+    """Load the workload and look at the device."""
+
+    def job(device: Device, phase: Phase) -> Inspection:
+        why_not = device.why_not()
+        if why_not is not None:
+            raise DeviceUnavailable(f"{device.name} cannot be used: {why_not}")
+        workload = setting.source.load()
+        _check_precision(workload, device)
+        device.settle()
+        return Inspection(
+            workload=workload.name,
+            optimizer_is_default=workload.optimizer is None,
+            compile=workload.compile,
+            facts=device.facts(),
+            capacity_bytes=device.open(setting.limit_bytes),
+        )
+
+    return _guarded(setting, job)
+
+
+def run_schedule(setting: Setting, schedule: Schedule) -> Done[Completed]:
+    """Run the schedule under the setting's budget and read its peaks."""
+    from profiler.steps import run_step
+
+    def job(device: Device, phase: Phase) -> Completed:
+        start = time.perf_counter()
+        device.settle()
+        training = _start(setting, device, phase, first_step=schedule.steps[0])
+        seconds = []
+        for sizes in schedule.steps:
+            began = time.perf_counter()
+            loss = run_step(training, schedule.strategy, sizes)
+            device.synchronize()
+            seconds.append(time.perf_counter() - began)
+            if len(seconds) == 1:
+                device.charge_loaded()
+                _check_finite(float(loss))
+            del loss
+        peaks = device.read_peaks()
+        return Completed(
+            fits=Fits(
+                peak_bytes=peaks.peak_bytes,
+                peak_allocated_bytes=peaks.allocated_bytes,
+                peak_reserved_bytes=peaks.reserved_bytes,
+                peak_device_used_bytes=peaks.device_used_bytes,
+                peak_resident_bytes=peaks.resident_bytes,
+                allocator_retries=peaks.allocator_retries,
+                seconds=time.perf_counter() - start,
+            ),
+            step_seconds=tuple(seconds),
+        )
+
+    return _guarded(setting, job)
+
+
+def time_size(setting: Setting, size: int) -> Done[Throughput]:
+    """Measure the throughput at `size`, without a budget where a budget would slow the allocator."""
+
+    def job(device: Device, phase: Phase) -> Throughput:
+        from profiler.measure import measure_throughput
+
+        device.settle()
+        return measure_throughput(_start(setting, device, phase), device, size)
+
+    return _guarded(setting, job)
+
+
+def _guarded(setting: Setting, job: Callable[[Device, Phase], T]) -> Done[T]:
+    from profiler.steps import Phase
+
+    device, phase = open_device(setting.device), Phase(name="workload")
+    start = time.perf_counter()
+    result: T | Failed
+    try:
+        result = job(device, phase)
+    except Exception as error:
+        device.close()  # first: making a report needs memory too
+        result = _failed(error, device, phase, time.perf_counter() - start)
+    # The exception and its traceback, which hold the tensors of the frames, are gone from here on.
+    device.close()
+    clean = device.release() and not isinstance(result, Failed)
+    return Done(result=result, worker_is_clean=clean)
+
+
+def _failed(error: Exception, device: Device, phase: Phase, seconds: float) -> Failed:
+    try:
+        peak_bytes = device.read_peaks().peak_bytes if phase.name != "workload" else None
+    except RuntimeError:  # a device that an earlier error has made unusable cannot be asked
+        peak_bytes = None
+    failure = Failure.of(error)
+    return Failed(
+        failure=failure,
+        phase=phase.name,
+        message=f"{type(error).__name__}: {failure.errors[0].text}",
+        user_traceback=user_traceback(error),
+        refusal=error if isinstance(error, MicrobatchError) else None,
+        peak_bytes=peak_bytes,
+        seconds=seconds,
+    )
+
+
+def _start(setting: Setting, device: Device, phase: Phase, first_step: tuple[int, ...] | None = None) -> Training:
+    """The workload in training on the device, under the setting's budget, which counts from its first byte on.
+
+    first_step: the sizes of the first step; a compiled model on the CPU runs them once before the budget, because there
+    the compiler's own memory is host memory too and would count as the model's.
+    """
+    import torch
+
+    from profiler.steps import Training, run_step
+
+    setting.switches.apply()
+    torch.manual_seed(SEED)
+    workload = setting.source.load()
+    if workload.precision == "tf32":
+        use_tf32()
+    keep_batches = setting.limit_bytes is None or not device.measures_host_memory
+    if workload.compile and device.type == "cpu" and first_step is not None:
+        training = Training.start(workload, device.torch_device, phase, keep_batches=keep_batches)
+        run_step(training, Strategy.ACCUMULATION, first_step)
+        device.open(setting.limit_bytes, live_bytes=_bytes_of(_tensors_of(training)))
+        return training
+    # A live model's gradients are not training's: zero_grad lets go of them before the first byte.
+    live = _model_tensors(workload.build_model()) if workload.model_is_live else []
+    here = [tensor for tensor in live if tensor.device == device.torch_device]
+    device.open(setting.limit_bytes, live_bytes=_bytes_of(here))
+    return Training.start(workload, device.torch_device, phase, keep_batches=keep_batches)
+
+
+def _model_tensors(model: nn.Module) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]
+
+
+def _tensors_of(training: Training) -> list[Tensor]:
+    from profiler.batches import tensors_of
+
+    gradients = [parameter.grad for parameter in training.model.parameters() if parameter.grad is not None]
+    state = [tensor for entry in training.optimizer.state.values() for tensor in tensors_of(entry)]
+    return [*_model_tensors(training.model), *gradients, *state]
+
+
+def _bytes_of(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the storages behind `tensors`, each counted once however many share it."""
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
+
+
+def _check_precision(workload: Workload, device: Device) -> None:
+    if workload.precision == "tf32" and device.type != "cuda":
+        raise UsageError(f"tf32 is a mode of NVIDIA GPUs and {device.name} has none: use fp32 or bf16 here.")
+
+
+def _check_finite(loss: float) -> None:
+    if not isfinite(loss):
+        raise WorkloadError(
+            f"the loss of the first step is {loss}: with it no gradient is worth measuring. Check the batch, the "
+            "initialisation and the precision."
+        )

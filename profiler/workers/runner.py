@@ -1,0 +1,60 @@
+"""Where jobs run: in workers of fork servers, or in the caller's process; one interface for both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+from profiler.devices import Device
+from profiler.trial import Done
+from profiler.workers.client import ForkServer
+
+T = TypeVar("T")
+
+
+class Runner(Protocol):
+    """Runs the functions of `profiler.trial`."""
+
+    def start(self) -> None:
+        """Begin whatever takes time to start, without waiting for it."""
+
+    def close(self) -> None:
+        """End every process that was started."""
+
+    def size(self, function: Callable[..., Done[T]], *arguments: Any, timeout_seconds: float, fresh: bool) -> T | Any:
+        """The job's result, or how its worker ended; memory is measured exactly. fresh: in a worker of its own."""
+
+    def time(self, function: Callable[..., Done[T]], *arguments: Any, timeout_seconds: float, fresh: bool) -> T | Any:
+        """The same where time is measured: nothing that slows training for exactness' sake."""
+
+
+class ProcessRunner:
+    """Workers of fork servers: one for sizing and, where exact sizes cost time on this device, another for timing.
+
+    imports: modules that every job will need, beside torch.
+    """
+
+    def __init__(self, device: Device, imports: tuple[str, ...] = ()) -> None:
+        environment = device.sizing_environment()
+        self._sizing = ForkServer(environment, imports)
+        self._timing = ForkServer({}, imports) if environment else self._sizing
+        self._keeps_workers = device.keeps_workers
+
+    def start(self) -> None:
+        """Start the sizing server; the timing server starts at its first job."""
+        self._sizing.start()
+
+    def close(self) -> None:
+        """End the servers and their workers."""
+        self._sizing.close()
+        self._timing.close()
+
+    def size(self, function: Callable[..., Done[T]], *arguments: Any, timeout_seconds: float, fresh: bool) -> T | Any:
+        """Call `function(*arguments)` in a sizing worker."""
+        fresh = fresh or not self._keeps_workers
+        return self._sizing.run(function, *arguments, timeout_seconds=timeout_seconds, fresh=fresh)
+
+    def time(self, function: Callable[..., Done[T]], *arguments: Any, timeout_seconds: float, fresh: bool) -> T | Any:
+        """Call `function(*arguments)` in a timing worker."""
+        fresh = fresh or not self._keeps_workers
+        return self._timing.run(function, *arguments, timeout_seconds=timeout_seconds, fresh=fresh)
