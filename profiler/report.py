@@ -46,3 +46,13 @@ class Report:
     search_seconds: float = 0.0
     search_trials: int = 0
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """The three strategies at one micro-batch size: `comparison` holds their trials, `trials` that of the size itself."""
+
+    run: RunInfo
+    trials: tuple[Trial, ...]
+    comparison: tuple[Trial, ...]
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,85 @@
+"""A run as one JSON object: what `--json` prints and `plan.json` holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from profiler.lines import SCHEMA, throughput_entries, trial_entries
+from profiler.plan import AccumulationPlan
+from profiler.records import Records, records_of
+from profiler.report import Report
+
+
+def to_json_document(results: Report | Records, files: Iterable[Path] = ()) -> dict[str, Any]:
+    """The whole run as one object of JSON types, schema 1; unknown is null, `files` are the paths that were written.
+
+    "peak_bytes" is in the unit of "capacity_bytes"; of a trial that ran out of memory it is the peak up to the failure.
+    "search" counts the out-of-memory events of all "trials". Where no search was made or it was interrupted, "limited_by"
+    is null and the two sizes are the bounds so far.
+    """
+    records = records_of(results)
+    return {
+        "schema": SCHEMA,
+        "workload": records.run.workload,
+        "device": records.run.device,
+        "capacity_bytes": records.run.capacity_bytes,
+        "headroom": records.run.headroom,
+        "largest_fit": records.largest_fit,
+        "smallest_misfit": records.smallest_misfit,
+        "limited_by": records.finding.limited_by if records.finding else None,
+        "trials": [trial_entries(trial) for trial in records.trials],
+        "throughput": [throughput_entries(timed) for timed in records.throughput],
+        "comparison": [trial_entries(trial) for trial in records.comparison],
+        "plan": plan_entries(records.plan) if records.plan else None,
+        "search": {
+            "trials": records.search_trials,
+            "seconds": records.search_seconds,
+            "out_of_memory": sum(not trial.fits for trial in records.trials),
+        },
+        "notes": list(records.notes),
+        "files": [str(path) for path in files],
+    }
+
+
+def plan_document(records: Records) -> dict[str, Any] | None:
+    """What `plan.json` holds: the plan, and where and for what it was made; None where there is no plan."""
+    if records.plan is None:
+        return None
+    run = records.run
+    return {
+        "schema": SCHEMA,
+        "workload": run.workload,
+        "device": run.device,
+        "capacity_bytes": run.capacity_bytes,
+        "headroom": run.headroom,
+        "largest_fit": records.largest_fit,
+        "started_at": run.started_at,
+        "command": run.command,
+        "environment": dict(run.environment),
+        "plan": plan_entries(records.plan),
+    }
+
+
+def plan_entries(plan: AccumulationPlan) -> dict[str, Any]:
+    """A plan as one object: the first replica's micro-batches and weights, every replica's sizes, and what it costs.
+
+    A micro-batch's averaged loss is multiplied by its weight and by "replica_factor" before its backward.
+    """
+    return {
+        "micro_batch_sizes": list(plan.micro_batch_sizes),
+        "weights": list(plan.weights),
+        "accumulation_steps": plan.accumulation_steps,
+        "effective_batch_size": plan.effective_batch_size,
+        "data_parallel_size": plan.data_parallel_size,
+        "replicas": [list(sizes) for sizes in plan.replicas],
+        "replica_factor": plan.replica_factor,
+        "peak_bytes": plan.peak_bytes,
+        "step_seconds": plan.step_seconds,
+        "verified_steps": plan.verified_steps,
+        "predicted_peak_bytes": plan.predicted_peak_bytes,
+        "predicted_step_seconds": plan.predicted_step_seconds,
+        "reason": plan.reason,
+        "notes": list(plan.notes),
+    }

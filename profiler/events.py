@@ -1,0 +1,77 @@
+"""What happens during a probe, told to whoever watches: the progress display, the records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from profiler.outcomes import Finding, Throughput, Trial
+from profiler.plan import AccumulationPlan
+from profiler.report import RunInfo
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """A job begins: what it does, in words, and why."""
+
+    what: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SizeTried:
+    """A sizing trial ended."""
+
+    trial: Trial
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """The search for the largest micro-batch ended, after `trials` trials in `seconds`."""
+
+    finding: Finding
+    trials: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timed:
+    """A size was timed."""
+
+    throughput: Throughput
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """One strategy was run with one number of micro-batches."""
+
+    trial: Trial
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """A plan was chosen and run."""
+
+    plan: AccumulationPlan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Noted:
+    """Something the user should know, in a sentence."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Began:
+    """The workload was loaded and the device answered; the probe begins."""
+
+    run: RunInfo
+
+
+Event = Began | Started | SizeTried | Found | Timed | Compared | Planned | Noted
+Observer = Callable[[Event], None]
+
+
+def unobserved(event: Event) -> None:
+    """Watch nothing."""
