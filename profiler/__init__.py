@@ -1,1 +1,89 @@
-"""Find the largest and the fastest micro-batch that fit, and accumulate to an effective batch exactly."""
+"""Find the largest and the fastest micro-batch that fit, and accumulate to an effective batch exactly.
+
+    from profiler import Workload, find_accumulation_plan
+
+    plan = find_accumulation_plan(workload, effective_batch_size=512)
+
+Importing this package imports neither torch, pandas nor matplotlib, and touches no device: a name brings its module when
+it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from profiler.api import compare_strategies, find_accumulation_plan, probe
+    from profiler.errors import (
+        DeviceUnavailable,
+        MicrobatchError,
+        NothingFits,
+        TrialError,
+        UsageError,
+        WorkloadError,
+    )
+    from profiler.options import Options
+    from profiler.outcomes import Finding, Fits, OutOfMemory, Strategy, Throughput, Trial
+    from profiler.plan import AccumulationPlan
+    from profiler.prober import Limits
+    from profiler.report import Comparison, Report
+    from profiler.workload import Workload
+
+_MODULES = {
+    "AccumulationPlan": "plan",
+    "Comparison": "report",
+    "DeviceUnavailable": "errors",
+    "Finding": "outcomes",
+    "Fits": "outcomes",
+    "Limits": "prober",
+    "MicrobatchError": "errors",
+    "NothingFits": "errors",
+    "Options": "options",
+    "OutOfMemory": "outcomes",
+    "Report": "report",
+    "Strategy": "outcomes",
+    "Throughput": "outcomes",
+    "Trial": "outcomes",
+    "TrialError": "errors",
+    "UsageError": "errors",
+    "Workload": "workload",
+    "WorkloadError": "errors",
+    "compare_strategies": "api",
+    "find_accumulation_plan": "api",
+    "probe": "api",
+}
+
+__all__ = [
+    "AccumulationPlan",
+    "Comparison",
+    "DeviceUnavailable",
+    "Finding",
+    "Fits",
+    "Limits",
+    "MicrobatchError",
+    "NothingFits",
+    "Options",
+    "OutOfMemory",
+    "Report",
+    "Strategy",
+    "Throughput",
+    "Trial",
+    "TrialError",
+    "UsageError",
+    "Workload",
+    "WorkloadError",
+    "compare_strategies",
+    "find_accumulation_plan",
+    "probe",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,159 @@
+"""What people import: probe a workload, or just find the plan."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
+
+from profiler.comparison import DEFAULT_MOST_STEPS, check_comparison, compare
+from profiler.errors import NothingFits
+from profiler.events import Event, Found, Noted, Observer, unobserved
+from profiler.finder import climb, find_largest, why_nothing_fits
+from profiler.opening import open_prober
+from profiler.options import DEFAULT_HEADROOM, Options
+from profiler.outcomes import Finding, Trial
+from profiler.plan import AccumulationPlan
+from profiler.planner import Goal, make_plan, time_ladder
+from profiler.prober import Limits, Prober
+from profiler.report import Comparison, Report
+from profiler.units import format_bytes
+
+if TYPE_CHECKING:
+    from profiler.workload import Workload
+
+
+def find_accumulation_plan(
+    workload: Workload | str,
+    effective_batch_size: int,
+    *,
+    device: str | None = None,
+    memory_limit: int | str | None = None,
+    headroom: float = DEFAULT_HEADROOM,
+    data_parallel_size: int = 1,
+    equal: bool = False,
+    ceiling: int | Literal["target"] | None = "target",
+    isolation: Literal["process", "none"] = "process",
+    limits: Limits | None = None,
+    observe: Observer = unobserved,
+) -> AccumulationPlan:
+    """Which micro-batches reach `effective_batch_size` exactly, fit the device, and take the least time; proved by a run.
+
+    workload: a Workload, or a target as on the command line ("digits-resnet", "train.py:workload").
+    The other arguments are those of `Options`. `ceiling` is "target" here: no size beyond this replica's share of the
+    effective batch is tried, since no plan could use it. observe: called with each of `profiler.events` as it happens.
+
+    Raises UsageError for an argument out of range, WorkloadError for a bug in the workload, NothingFits where no plan
+    exists, DeviceUnavailable where the device cannot be used, TrialError for a trial that crashed or hung.
+    """
+    options = Options(
+        effective_batch_size=effective_batch_size,
+        device=device,
+        memory_limit=memory_limit,
+        headroom=headroom,
+        data_parallel_size=data_parallel_size,
+        ceiling=ceiling,
+        equal=equal,
+        isolation=isolation,
+        limits=limits or Limits(),
+    )
+    report = probe(workload, options, comparison=False, observe=observe)
+    if report.plan is None:
+        raise NothingFits(report.notes[-1])
+    return report.plan
+
+
+def probe(
+    workload: Workload | str,
+    options: Options | None = None,
+    *,
+    comparison: bool = True,
+    observe: Observer = unobserved,
+) -> Report:
+    """Everything: the largest micro-batch, the curve of memory and throughput, the plan, and the three strategies.
+
+    comparison: whether to compare strategies at the plan's micro-batch. Without an effective batch there is no plan.
+    Where nothing fits, or no plan exists, the report says so in its last note and its plan is None.
+
+    Raises as `find_accumulation_plan` does, but for NothingFits.
+    """
+    options = options or Options()
+    notes: list[str] = []
+    searches: list[Found] = []
+
+    def watch(event: Event) -> None:
+        if isinstance(event, Noted):
+            notes.append(event.text)
+        elif isinstance(event, Found):
+            searches.append(event)
+        observe(event)
+
+    with open_prober(workload, options, watch) as (prober, run):
+        finding = find_largest(prober, ceiling=options.largest_size)
+        plan: AccumulationPlan | None = None
+        rows: tuple[Trial, ...] = ()
+        if finding.largest_fit == 0:
+            watch(Noted(text=why_nothing_fits(prober, finding)))
+        else:
+            climb(prober, finding.largest_fit)
+            time_ladder(prober, finding.largest_fit)
+            plan = _plan(prober, finding, options, watch)
+            if comparison:
+                size = plan.micro_batch_sizes[0] if plan is not None else max(1, finding.largest_fit // 8)
+                rows = compare(prober, size)
+        return Report(
+            run=run,
+            finding=replace(finding, trials=tuple(prober.trials.values())),
+            throughput=tuple(prober.throughputs[size] for size in sorted(prober.throughputs)),
+            comparison=rows,
+            plan=plan,
+            search_seconds=searches[0].seconds,
+            search_trials=searches[0].trials,
+            notes=tuple(notes),
+        )
+
+
+def compare_strategies(
+    workload: Workload | str,
+    micro_batch_size: int,
+    options: Options | None = None,
+    *,
+    most_steps: int = DEFAULT_MOST_STEPS,
+    observe: Observer = unobserved,
+) -> Comparison:
+    """The peaks of 1, 2, 4, ... micro-batches as whole batch, summed loss and accumulation; see `profiler.comparison`.
+
+    Raises as `find_accumulation_plan` does.
+    """
+    check_comparison(micro_batch_size, most_steps)
+    notes: list[str] = []
+
+    def watch(event: Event) -> None:
+        notes.extend([event.text] if isinstance(event, Noted) else [])
+        observe(event)
+
+    with open_prober(workload, options or Options(), watch) as (prober, run):
+        if not prober.try_size(micro_batch_size, "the micro-batch to compare at").fits:
+            raise NothingFits(
+                f"a micro-batch of {micro_batch_size} does not fit in {format_bytes(prober.capacity_bytes)}, so there is "
+                "nothing to compare: use a smaller one, or raise the limit."
+            )
+        rows = compare(prober, micro_batch_size, most_steps=most_steps)
+        return Comparison(run=run, trials=tuple(prober.trials.values()), comparison=rows, notes=tuple(notes))
+
+
+def _plan(prober: Prober, finding: Finding, options: Options, observe: Observer) -> AccumulationPlan | None:
+    """The plan for the effective batch; None, with a note that says why, where there is none to be had."""
+    if options.effective_batch_size is None:
+        return None
+    goal = Goal(
+        effective_batch_size=options.effective_batch_size,
+        data_parallel_size=options.data_parallel_size,
+        headroom=options.headroom,
+        equal=options.equal,
+        prefer_equal=prober.compiled,
+    )
+    try:
+        return make_plan(prober, finding, goal)
+    except NothingFits as error:
+        observe(Noted(text=str(error)))
+        return None

@@ -1,0 +1,48 @@
+"""`microbatch devices`: what is here, what can be used, and why not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+from profiler.commands import arguments
+from profiler.commands.console import handled, output
+from profiler.commands.tables import Table, print_lines
+from profiler.devices import Surveyed, survey
+from profiler.units import format_bytes
+
+
+def devices(as_json: arguments.Json = False) -> None:
+    """List the devices of this machine, their memory, and why one cannot be used."""
+    with handled():
+        found = survey()
+        if as_json:
+            print(json.dumps({"schema": 1, "devices": [asdict(device) for device in found]}, indent=2))
+            return
+        console = output()
+        devices_table(found).print(console)
+        for device in found:
+            if device.why_not is not None:
+                print_lines(console, (f"{device.name}: {device.why_not}",))
+            elif device.facts is not None:
+                facts = ", ".join(f"{name} {value}" for name, value in device.facts.environment.items())
+                print_lines(console, (f"{device.name}: {facts}",))
+
+
+def devices_table(found: tuple[Surveyed, ...]) -> Table:
+    """A row a device: its memory, what of it is free, whether it can be used, whether it counts energy."""
+    rows = []
+    for device in found:
+        facts = device.facts
+        rows.append(
+            (
+                device.name,
+                facts.description if facts else "-",
+                format_bytes(facts.total_bytes) if facts else "-",
+                format_bytes(facts.available_bytes) if facts else "-",
+                "yes" if facts else "no",
+                "yes" if facts and device.energy_why_not is None else "no",
+            )
+        )
+    columns = ("device", "is", "memory", "free now", "can be used", "counts energy")
+    return Table(title="Devices", columns=columns, rows=tuple(rows))

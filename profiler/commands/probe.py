@@ -1,0 +1,101 @@
+"""`microbatch probe`: the main job."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal, cast
+
+import typer
+
+from profiler.commands import arguments
+from profiler.commands.console import errors, handled, output
+from profiler.commands.progress import Progress
+from profiler.commands.recording import Recording
+from profiler.commands.tables import comparison_table, finding_lines, plan_lines, print_lines, sizes_table
+from profiler.errors import NothingFits
+from profiler.options import DEFAULT_HEADROOM, Options
+from profiler.prober import TRIAL_SECONDS, Limits
+from profiler.report import Report
+
+
+def probe(
+    target: arguments.Target = arguments.DEFAULT_TARGET,
+    *,
+    effective_batch: Annotated[
+        int | None, typer.Option(help="Samples per optimizer step over all replicas. Without it there is no plan.")
+    ] = None,
+    device: arguments.DeviceOption = None,
+    memory_limit: arguments.MemoryLimit = None,
+    headroom: Annotated[float, typer.Option(help="Share of the memory that a plan leaves unused.")] = DEFAULT_HEADROOM,
+    data_parallel_size: Annotated[int, typer.Option(help="Replicas that share the effective batch.")] = 1,
+    equal: Annotated[bool, typer.Option("--equal", help="Only equal micro-batches.")] = False,
+    ceiling: Annotated[
+        str | None,
+        typer.Option(metavar="N|target", help="Try no larger size; target: the share of the effective batch."),
+    ] = None,
+    precision: arguments.PrecisionOption = None,
+    compile: arguments.Compile = None,
+    worst_case: arguments.WorstCase = False,
+    image_size: arguments.ImageSize = None,
+    sequence_length: arguments.SequenceLength = None,
+    classes: arguments.Classes = None,
+    trial_timeout: arguments.TrialTimeout = TRIAL_SECONDS,
+    isolation: arguments.Isolation = "process",
+    comparison: Annotated[
+        bool, typer.Option("--compare/--no-compare", help="Compare summed loss with a backward each.")
+    ] = True,
+    output_folder: arguments.Output = None,
+    force: arguments.Force = False,
+    as_json: arguments.Json = False,
+    quiet: arguments.Quiet = False,
+) -> None:
+    """Find the largest micro-batch that fits, the fastest one, and the accumulation plan for an effective batch."""
+    with handled():
+        options = Options(
+            effective_batch_size=effective_batch,
+            device=device,
+            memory_limit=memory_limit,
+            headroom=headroom,
+            data_parallel_size=data_parallel_size,
+            ceiling=arguments.parse_ceiling(ceiling),
+            equal=equal,
+            isolation=cast(Literal["process", "none"], isolation),
+            limits=Limits(trial_seconds=trial_timeout),
+            target_options=arguments.target_options(
+                image_size=image_size,
+                sequence_length=sequence_length,
+                classes=classes,
+                precision=precision,
+                compile=compile,
+                worst_case=worst_case,
+            ),
+            command=arguments.command_line(),
+        )
+        from profiler.api import probe as run_probe
+
+        with Recording(output_folder, force=force) as recording, Progress(errors(), quiet=quiet) as progress:
+            report = run_probe(target, options, comparison=comparison, observe=recording.also(progress))
+            files = recording.finish(report)
+        _print(report, files, as_json=as_json)
+        if report.finding.largest_fit == 0 or (effective_batch is not None and report.plan is None):
+            raise NothingFits(report.notes[-1])
+
+
+def _print(report: Report, files: list[Path], *, as_json: bool) -> None:
+    if as_json:
+        from profiler.document import to_json_document
+
+        print(json.dumps(to_json_document(report, files), indent=2))
+        return
+    console = output()
+    sizes_table(report).print(console)
+    print_lines(console, finding_lines(report))
+    if report.plan is not None:
+        console.print()
+        print_lines(console, plan_lines(report.plan, report.run))
+    if report.comparison:
+        console.print()
+        comparison_table(report.comparison, report.run.capacity_bytes).print(console)
+    print_lines(console, (f"note: {note}" for note in report.notes))
+    print_lines(console, (str(path) for path in files))

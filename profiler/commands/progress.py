@@ -1,0 +1,82 @@
+"""What is being tried and why, while it happens: a live line on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.status import Status
+from rich.text import Text
+
+from profiler.events import Began, Compared, Event, Found, Noted, Planned, SizeTried, Started, Timed
+from profiler.outcomes import Trial
+from profiler.units import format_bytes, format_seconds
+
+
+class Progress:
+    """An observer that prints each event as a line; on a terminal what runs now turns below the lines."""
+
+    def __init__(self, console: Console, *, quiet: bool = False) -> None:
+        self._console = console
+        self._quiet = quiet
+        self._status: Status | None = None
+        self._capacity_bytes = 0
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal and not self._quiet:
+            self._status = self._console.status("starting a worker")
+            self._status.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        if self._status is not None:
+            self._status.stop()
+        sys.stderr.flush()
+
+    def __call__(self, event: Event) -> None:
+        """Show `event`."""
+        if self._quiet:
+            return
+        if isinstance(event, Began):
+            self._capacity_bytes = event.run.capacity_bytes
+        if isinstance(event, Started) and self._status is not None:
+            self._status.update(Text(f"{event.what} ({event.why})"))
+        line = describe(event, self._capacity_bytes)
+        if line is not None:
+            self._console.print(Text(line))
+
+
+def describe(event: Event, capacity_bytes: int) -> str | None:
+    """One line for `event`; None for what only a live display shows."""
+    match event:
+        case Began(run=run):
+            return f"{run.workload} on {run.device}: {format_bytes(run.capacity_bytes)} may be used"
+        case SizeTried(trial=trial):
+            return f"  size {trial.micro_batch_size:>6}  {_outcome(trial, capacity_bytes)}  {trial.why}"
+        case Found(finding=finding, trials=trials, seconds=seconds):
+            end = "the ceiling fits" if finding.smallest_misfit is None else f"{finding.smallest_misfit} does not"
+            return f"  largest that fits: {finding.largest_fit} ({end}); {trials} trials in {format_seconds(seconds)}"
+        case Timed(throughput=timed):
+            rate = f"{timed.samples_per_second:,.4g} samples/s"
+            return f"  time {timed.micro_batch_size:>6}  {rate}, spread {timed.spread:.0%}"
+        case Compared(trial=trial):
+            way = f"{trial.strategy.value.replace('_', ' ')} of {trial.accumulation_steps} × {trial.micro_batch_size}"
+            return f"  {way:<32}{_outcome(trial, capacity_bytes)}"
+        case Planned(plan=plan):
+            return f"  plan  {plan.reason}"
+        case Noted(text=text):
+            return f"  note  {text}"
+        case Started():
+            return None
+
+
+def _outcome(trial: Trial, capacity_bytes: int) -> str:
+    label = trial.outcome.label.replace("_", " ")
+    if trial.peak_bytes is None or not trial.fits:
+        return f"{label:<28}"
+    share = f"{trial.peak_bytes / capacity_bytes:.0%}" if capacity_bytes else ""
+    return f"{label:<12}{format_bytes(trial.peak_bytes):>9} {share:>5} "

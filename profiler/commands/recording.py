@@ -1,0 +1,91 @@
+"""Writes a run's records as things happen, and keeps them when it is interrupted."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from profiler.events import Began, Compared, Event, Found, Noted, Observer, Planned, SizeTried, Timed
+from profiler.records import Records, RecordWriter
+from profiler.report import Report, RunInfo
+from profiler.run_folder import RunFolder
+
+
+class Recording:
+    """An observer that keeps a run's folder: `folder` where the user named one, else a new one once the run has a name.
+
+    A run that ends in an error before its first trial leaves nothing behind; any other keeps its records.
+    """
+
+    def __init__(self, folder: Path | None, *, force: bool) -> None:
+        # A folder that cannot be used is said before anything is run.
+        self._folder = RunFolder.create(folder, force=force) if folder is not None else None
+        self._writer: RecordWriter | None = None
+        self._trials = 0
+        self._early_notes: list[str] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        if kind is not None and self._trials == 0 and self._folder is not None:
+            self._folder.discard()
+
+    @property
+    def path(self) -> Path | None:
+        """The folder, None before the run has begun."""
+        return self._folder.path if self._folder is not None else None
+
+    def also(self, other: Observer) -> Observer:
+        """An observer that records each event and then shows it to `other`."""
+
+        def observe(event: Event) -> None:
+            self._record(event)
+            other(event)
+
+        return observe
+
+    def finish(self, results: Report | Records) -> list[Path]:
+        """Write what follows from the records; the paths of all files."""
+        assert self._folder is not None, "a run that ended has begun"
+        if self._writer is not None:
+            self._writer.close()
+        return self._folder.finish(results)
+
+    def _record(self, event: Event) -> None:
+        if isinstance(event, Began):
+            self._begin(event.run)
+        elif self._writer is not None:
+            self._append(self._writer, event)
+        elif isinstance(event, Noted):
+            self._early_notes.append(event.text)
+
+    def _begin(self, run: RunInfo) -> None:
+        if self._folder is None:
+            self._folder = RunFolder.create_default(workload=run.workload, device=run.device, now=datetime.now())
+        self._writer = self._folder.writer()
+        self._writer.append(run)
+        for text in self._early_notes:
+            self._writer.append(text)
+
+    def _append(self, writer: RecordWriter, event: Event) -> None:
+        match event:
+            case SizeTried(trial=trial):
+                self._trials += 1
+                writer.append(trial)
+            case Compared(trial=trial):
+                writer.append(trial, kind="comparison")
+            case Timed(throughput=throughput):
+                writer.append(throughput)
+            case Planned(plan=plan):
+                writer.append(plan)
+            case Noted(text=text):
+                writer.append(text)
+            case Found(finding=finding, seconds=seconds, trials=trials):
+                writer.append_finding(finding, search_seconds=seconds, search_trials=trials)

@@ -1,0 +1,141 @@
+"""Results as tables: from a report to rows, and from rows to text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from profiler.outcomes import Strategy, Throughput, Trial
+from profiler.plan import AccumulationPlan
+from profiler.report import Report, RunInfo
+from profiler.units import format_bytes, format_joules, format_seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """A title, column names and rows of text; the first column's entries stand left, numbers right."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def print(self, console: Console) -> None:
+        """Print it without frames, so that it can be pasted anywhere."""
+        table = RichTable(
+            box=box.SIMPLE_HEAD, title=self.title, title_justify="left", title_style="bold", pad_edge=False
+        )
+        for index, column in enumerate(self.columns):
+            table.add_column(column, justify="left" if column in ("outcome", "strategy") or not index else "right")
+        for row in self.rows:
+            table.add_row(*row)
+        console.print(table)
+
+
+def sizes_table(report: Report) -> Table:
+    """A row a micro-batch size: outcome, peak and its share of the capacity, throughput, energy where it is known."""
+    timed = {throughput.micro_batch_size: throughput for throughput in report.throughput}
+    energy = any(throughput.joules_per_sample is not None for throughput in report.throughput)
+    rows = [
+        (
+            str(trial.micro_batch_size),
+            trial.outcome.label.replace("_", " "),
+            *_peak(trial, report.run.capacity_bytes),
+            *_rate(timed.get(trial.micro_batch_size), energy),
+        )
+        for trial in sorted(report.finding.trials, key=lambda trial: trial.micro_batch_size)
+    ]
+    columns = ("micro-batch", "outcome", "peak", "of capacity", "samples/s", "spread", *(("energy/sample",) * energy))
+    return Table(title=f"{report.run.workload} on {report.run.device}", columns=columns, rows=tuple(rows))
+
+
+def comparison_table(trials: Sequence[Trial], capacity_bytes: int) -> Table:
+    """A row a number of micro-batches, the peak of each strategy in it."""
+    by_steps: dict[int, dict[Strategy, Trial]] = {}
+    for trial in trials:
+        by_steps.setdefault(trial.accumulation_steps, {})[trial.strategy] = trial
+    rows = [(str(steps), *(_cell(of.get(strategy)) for strategy in Strategy)) for steps, of in sorted(by_steps.items())]
+    size = trials[0].micro_batch_size
+    return Table(
+        title=f"Peak of one optimizer step over k micro-batches of {size} (capacity {format_bytes(capacity_bytes)})",
+        columns=("k", "whole batch", "summed loss, one backward", "a backward each"),
+        rows=tuple(rows),
+    )
+
+
+def finding_lines(report: Report) -> Iterable[str]:
+    """What was found, in sentences."""
+    finding = report.finding
+    capacity = format_bytes(report.run.capacity_bytes)
+    if finding.largest_fit == 0:
+        return
+    if finding.smallest_misfit is None:
+        yield f"Largest micro-batch tried: {finding.largest_fit}, the ceiling; it fits in {capacity}."
+    else:
+        yield (
+            f"Largest micro-batch that fits in {capacity}: {finding.largest_fit}; {finding.smallest_misfit} runs out of "
+            "memory. Both were run."
+        )
+
+
+def plan_lines(plan: AccumulationPlan, run: RunInfo) -> Iterable[str]:
+    """The plan: how its numbers come about, line by line, why it was chosen, and what running it measured."""
+    sizes = plan.micro_batch_sizes
+    yield f"Plan for an effective batch of {plan.effective_batch_size}"
+    yield f"  micro-batches per optimizer step    {plan.accumulation_steps}" + (
+        f" on each of {plan.data_parallel_size} replicas" if plan.data_parallel_size > 1 else ""
+    )
+    yield f"  their sizes                         {' + '.join(str(size) for size in sizes) if len(sizes) <= 8 else _runs(sizes)}"
+    if plan.data_parallel_size > 1:
+        for replica, replica_sizes in enumerate(plan.replicas):
+            yield f"    replica {replica}                         {_runs(replica_sizes)}, {sum(replica_sizes)} samples"
+        yield f"  multiply each loss by               its weight × {plan.replica_factor}, since gradients are averaged over replicas"
+    weights = dict.fromkeys(f"{size}/{plan.effective_batch_size}" for size in sizes)
+    yield f"  weight of each one's loss           {', '.join(weights)}"
+    if plan.peak_bytes is not None:
+        share = plan.peak_bytes / run.capacity_bytes
+        yield (
+            f"  measured over {plan.verified_steps} optimizer steps     peak {format_bytes(plan.peak_bytes)}, {share:.0%} of the "
+            "capacity" + (f"; {format_seconds(plan.step_seconds)} a step" if plan.step_seconds is not None else "")
+        )
+    yield f"  chosen because                      {plan.reason}"
+    for note in plan.notes:
+        yield f"  note                                {note}"
+
+
+def print_lines(console: Console, lines: Iterable[str]) -> None:
+    """Print each line as it is."""
+    for line in lines:
+        console.print(Text(line))
+
+
+def _runs(sizes: Sequence[int]) -> str:
+    """Sizes as count × size, largest first."""
+    return " + ".join(f"{sizes.count(size)} × {size}" for size in dict.fromkeys(sizes))
+
+
+def _peak(trial: Trial, capacity_bytes: int) -> tuple[str, str]:
+    if not trial.fits or trial.peak_bytes is None:
+        return "-", "-"
+    return format_bytes(trial.peak_bytes), f"{trial.peak_bytes / capacity_bytes:.0%}"
+
+
+def _rate(throughput: Throughput | None, energy: bool) -> tuple[str, ...]:
+    if throughput is None:
+        return ("-", "-", *(("-",) * energy))
+    joules = throughput.joules_per_sample
+    return (
+        f"{throughput.samples_per_second:,.4g}",
+        f"{throughput.spread:.0%}",
+        *((format_joules(joules) if joules is not None else "-",) * energy),
+    )
+
+
+def _cell(trial: Trial | None) -> str:
+    if trial is None:
+        return "-"
+    return format_bytes(trial.peak_bytes) if trial.fits and trial.peak_bytes is not None else "out of memory"

@@ -1,0 +1,120 @@
+"""From a workload and options to a prober that is ready to try sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+from profiler.devices import Device, default_device_name, open_device
+from profiler.errors import DeviceUnavailable
+from profiler.events import Began, Noted, Observer, Started
+from profiler.judge import inspection_error
+from profiler.options import Options
+from profiler.prober import Prober
+from profiler.report import RunInfo
+from profiler.switches import Switches
+from profiler.targets import LiveSource, TargetSource
+from profiler.trial import Inspection, Setting, Source, inspect
+from profiler.workers.runner import ProcessRunner, Runner
+
+if TYPE_CHECKING:
+    from profiler.workload import Workload
+
+# A driver's own use of memory drifts by less than this share; a budget of all that is free stays as much below it.
+DRIFT = 1 / 400
+
+
+@contextmanager
+def open_prober(workload: Workload | str, options: Options, observe: Observer) -> Iterator[tuple[Prober, RunInfo]]:
+    """A prober that is ready to try sizes, and what it runs on; its workers end with the block, error or not.
+
+    Raises DeviceUnavailable, UsageError for a limit above what is available, and what loading the workload raises.
+    """
+    with ExitStack() as stack:
+        device = open_device(options.device or default_device_name())
+        try:
+            runner, setting, inspection = _inspect(workload, device, options, observe, stack)
+        except DeviceUnavailable as error:
+            if options.device is not None or device.type == "cpu":
+                raise
+            observe(Noted(text=f"{error} The CPU is used instead."))
+            device = open_device("cpu")
+            runner, setting, inspection = _inspect(workload, device, options, observe, stack)
+        run = _run_info(device, inspection, options)
+        observe(Began(run=run))
+        if inspection.optimizer_is_default:
+            observe(Noted(text="the workload names no optimizer: AdamW with torch's defaults is used."))
+        timed_apart = isinstance(runner, ProcessRunner) and bool(device.sizing_environment())
+        prober = Prober(
+            runner=runner,
+            setting=setting,
+            timing_setting=replace(setting, limit_bytes=None) if timed_apart else setting,
+            capacity_bytes=inspection.capacity_bytes,
+            compiled=inspection.compile,
+            limits=options.limits,
+            observe=observe,
+        )
+        yield prober, run
+
+
+def _inspect(
+    workload: Workload | str, device: Device, options: Options, observe: Observer, stack: ExitStack
+) -> tuple[Runner, Setting, Inspection]:
+    """A runner, closed with `stack`, and what it says of the workload and the device."""
+    why_not = device.why_not() if device.type == "cpu" else None  # others are asked in a worker: they need their driver
+    if why_not is not None:
+        raise DeviceUnavailable(f"{device.name} cannot be used: {why_not}")
+    runner, source = _runner(workload, device, options, observe)
+    stack.callback(runner.close)
+    limit_bytes = options.limit_bytes or device.default_limit_bytes()
+    setting = Setting(source=source, device=device.name, limit_bytes=limit_bytes, switches=Switches.of_caller())
+    observe(Started(what="loading the workload", why="to see what it is and what the device has"))
+    reply = runner.size(inspect, setting, timeout_seconds=options.limits.trial_seconds, fresh=True)
+    if not isinstance(reply, Inspection):
+        raise inspection_error(reply)
+    if limit_bytes is None:  # what is free now is the budget, whoever takes or gives memory from now on
+        limit_bytes = int(reply.capacity_bytes * (1 - DRIFT))
+        setting = replace(setting, limit_bytes=limit_bytes)
+        reply = replace(reply, capacity_bytes=limit_bytes)
+    return runner, setting, reply
+
+
+def _runner(workload: Workload | str, device: Device, options: Options, observe: Observer) -> tuple[Runner, Source]:
+    """Where trials run and where they get the workload: a model that lives on an accelerator cannot leave its process."""
+    if options.isolation == "process":
+        if isinstance(workload, str):
+            target = TargetSource(target=workload, options=options.target_options)
+            return ProcessRunner(device, target.imports), target
+        if not workload.lives_on_accelerator:
+            return ProcessRunner(device), LiveSource.of(workload)
+        observe(Noted(text="the model already lives on the accelerator, so it is probed in this process."))
+    from profiler.workers.in_process import HeldSource, InProcessRunner
+
+    if isinstance(workload, str):
+        workload = TargetSource(target=workload, options=options.target_options).load()
+    return InProcessRunner(), HeldSource(workload=workload)
+
+
+def _run_info(device: Device, inspection: Inspection, options: Options) -> RunInfo:
+    return RunInfo(
+        workload=inspection.workload,
+        device=device.name,
+        capacity_bytes=inspection.capacity_bytes,
+        headroom=options.headroom,
+        effective_batch_size=options.effective_batch_size,
+        data_parallel_size=options.data_parallel_size,
+        command=options.command,
+        started_at=datetime.now().astimezone().isoformat(timespec="seconds"),
+        environment={"microbatch": _version(), **inspection.facts.environment},
+    )
+
+
+def _version() -> str:
+    try:
+        return version("microbatch")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "not installed"

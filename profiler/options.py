@@ -1,0 +1,86 @@
+"""How to probe: every choice a caller has, checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from profiler.errors import UsageError
+from profiler.plan import check_effective_batch, check_equal_shares
+from profiler.prober import Limits
+from profiler.targets import TargetOptions
+from profiler.units import parse_bytes
+
+DEFAULT_HEADROOM = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How to probe.
+
+    device: "cpu", "cuda:N"; None takes the first GPU that can be used, else the CPU.
+    memory_limit: the budget in bytes, or text such as "2GiB"; None is all that is free on a GPU, 512 MiB on the CPU.
+    headroom: the share of the capacity, 0 to below 1, that a plan leaves unused.
+    ceiling: no larger size is tried; "target" is this replica's share of the effective batch; None has no end but memory.
+    equal: only equal micro-batches, for frameworks that take one number.
+    isolation: "process" runs trials in workers, "none" in this process.
+    target_options: what a named target is loaded with.
+    command: what to type to get the same results again.
+
+    Raises UsageError for a value out of range.
+    """
+
+    effective_batch_size: int | None = None
+    device: str | None = None
+    memory_limit: int | str | None = None
+    headroom: float = DEFAULT_HEADROOM
+    data_parallel_size: int = 1
+    ceiling: int | Literal["target"] | None = None
+    equal: bool = False
+    isolation: Literal["process", "none"] = "process"
+    limits: Limits = field(default_factory=Limits)
+    target_options: TargetOptions = field(default_factory=TargetOptions)
+    command: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.headroom < 1:
+            raise UsageError(
+                f"headroom is {self.headroom}: it is a share of the memory, from 0 to below 1, such as 0.05."
+            )
+        if self.effective_batch_size is not None:
+            check_effective_batch(self.effective_batch_size, self.data_parallel_size)
+        elif self.data_parallel_size < 1:
+            raise UsageError(f"data_parallel_size is {self.data_parallel_size}: it counts replicas, at least 1.")
+        if self.ceiling == "target" and self.effective_batch_size is None:
+            raise UsageError(
+                "the ceiling 'target' is a share of the effective batch, and no effective batch was given."
+            )
+        if self.ceiling is not None and self.ceiling != "target" and not _is_positive_whole(self.ceiling):
+            raise UsageError(
+                f"the ceiling is {self.ceiling!r}: it is the largest size to try, a whole number of at least 1, or 'target' for "
+                "the share of the effective batch."
+            )
+        if self.equal and self.effective_batch_size is not None:
+            check_equal_shares(self.effective_batch_size, self.data_parallel_size)
+        if self.isolation not in ("process", "none"):
+            raise UsageError(f"isolation {self.isolation!r} is unknown: use 'process' or 'none'.")
+        limit = self.limit_bytes
+        if limit is not None and limit < 1:
+            raise UsageError(f"the memory limit is {limit} bytes: it must be positive.")
+
+    @property
+    def limit_bytes(self) -> int | None:
+        """The budget in bytes, None where the device's default holds."""
+        return parse_bytes(self.memory_limit) if isinstance(self.memory_limit, str) else self.memory_limit
+
+    @property
+    def largest_size(self) -> int | None:
+        """The ceiling as a number, None where there is none."""
+        if self.ceiling == "target":
+            assert self.effective_batch_size is not None, "checked when the options were made"
+            return -(-self.effective_batch_size // self.data_parallel_size)
+        return self.ceiling
+
+
+def _is_positive_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

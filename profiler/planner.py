@@ -1,0 +1,210 @@
+"""From trials to a plan that was run: which splits to time, which to choose, and the proof."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from statistics import median
+
+from profiler.curve import line_through_last
+from profiler.errors import NothingFits
+from profiler.events import Noted, Planned
+from profiler.finder import ladder
+from profiler.outcomes import Finding, Fits, Throughput
+from profiler.plan import (
+    AccumulationPlan,
+    Candidate,
+    better_targets,
+    choose,
+    equal_steps,
+    least_steps,
+    split,
+)
+from profiler.prober import Prober
+from profiler.trial import Completed
+from profiler.units import format_bytes
+
+VERIFIED_STEPS = 5
+# Where the verification's own allocator is slowed for exactness, the plan's time is taken from a second run.
+TIMED_STEPS = 3
+# Splits whose time, estimated from the ladder, is within this of the best are worth measuring.
+WORTH_TIMING = 0.10
+MOST_TIMED = 4
+WIDE_SPREAD = 0.10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Goal:
+    """What the plan must reach, and what it must leave.
+
+    headroom: the share of the capacity that stays unused. equal: only equal micro-batches. prefer_equal: among splits of
+    the same speed, equal micro-batches first.
+    """
+
+    effective_batch_size: int
+    data_parallel_size: int
+    headroom: float
+    equal: bool
+    prefer_equal: bool
+
+
+def time_ladder(prober: Prober, largest: int) -> None:
+    """Time the sizes of the ladder up to `largest`."""
+    for size in ladder(largest):
+        prober.time(size, "a point of the curve")
+    wide = [t for t in prober.throughputs.values() if t.spread > WIDE_SPREAD]
+    if wide:
+        worst = max(wide, key=lambda throughput: throughput.spread)
+        prober.observe(
+            Noted(
+                text=f"timing varies: the middle half of the windows spreads over {worst.spread:.0%} at micro-batch size "
+                f"{worst.micro_batch_size}, and over more than {WIDE_SPREAD:.0%} at {len(wide)} of "
+                f"{len(prober.throughputs)} sizes. Stop what else is running and probe again before trusting small "
+                "differences."
+            )
+        )
+
+
+def make_plan(prober: Prober, finding: Finding, goal: Goal) -> AccumulationPlan:
+    """Choose the fastest split that leaves the headroom, run it, and fall back to the next one while it fails.
+
+    Raises NothingFits where no split leaves the headroom, or none that does survives being run.
+    """
+    safe_bytes = int(prober.capacity_bytes * (1 - goal.headroom))
+    safe_size = _safe_size(prober, finding, safe_bytes)
+    candidates = _candidates(prober, _possible_steps(goal, safe_size), goal, safe_bytes)
+    failures: list[str] = []
+    while candidates:
+        chosen, reason = choose(candidates, safe_bytes=safe_bytes, prefer_equal=goal.prefer_equal)
+        plan = AccumulationPlan(
+            effective_batch_size=goal.effective_batch_size,
+            replicas=chosen.replicas,
+            reason=reason,
+            notes=(*failures, *_advice(goal, chosen, safe_size)),
+            predicted_peak_bytes=chosen.peak_bytes,
+            predicted_step_seconds=chosen.step_seconds,
+        )
+        verified = _verified(prober, plan)
+        if isinstance(verified, AccumulationPlan):
+            prober.observe(Planned(plan=verified))
+            return verified
+        failures.append(verified)
+        prober.observe(Noted(text=verified))
+        candidates = [candidate for candidate in candidates if candidate is not chosen]
+    raise NothingFits(
+        f"no plan for an effective batch of {goal.effective_batch_size} survived being run. {' '.join(failures)} "
+        "Raise --headroom or the memory limit."
+    )
+
+
+def _possible_steps(goal: Goal, safe_size: int) -> list[int]:
+    """Accumulation steps worth considering, the fewest first: as few as leave the headroom, one more, and the ladder's.
+
+    Raises NothingFits where the replicas cannot share the batch in micro-batches that small.
+    """
+    batch, replicas = goal.effective_batch_size, goal.data_parallel_size
+    least, most = least_steps(batch, safe_size, replicas), batch // replicas
+    if least > most:
+        below, above = batch // replicas * replicas, -(-batch // replicas) * replicas
+        raise NothingFits(
+            f"{replicas} replicas that run equally many micro-batches share {batch} samples only with micro-batches of "
+            f"{-(-batch // replicas)}, and {safe_size} leave the headroom: use an effective batch of {below} or {above}, lower "
+            "--headroom, or raise the limit."
+        )
+    if goal.equal:
+        return list(equal_steps(batch, least, replicas))
+    from_ladder = [least_steps(batch, size, replicas) for size in ladder(safe_size)]
+    return sorted(steps for steps in {least, least + 1, most, *from_ladder} if least <= steps <= most)
+
+
+def _safe_size(prober: Prober, finding: Finding, safe_bytes: int) -> int:
+    """The largest size that should leave the headroom: by the line, and no less than the largest tried that does."""
+    line = line_through_last(prober.line_points())
+    crossing = line.crossing(safe_bytes) if line is not None else None
+    tried = [size for size, needed in prober.line_points() if needed <= safe_bytes]
+    by_line = finding.largest_fit if crossing is None else min(int(crossing), finding.largest_fit)
+    return max([1, by_line, *tried])
+
+
+def _candidates(prober: Prober, steps: list[int], goal: Goal, safe_bytes: int) -> list[Candidate]:
+    """The splits worth measuring, measured: the fewest steps, and those that the ladder's times say are about as fast.
+
+    Raises NothingFits where none leaves the headroom.
+    """
+    estimates = {count: _estimated_seconds(prober, goal, count) for count in steps}
+    times = [seconds for seconds in estimates.values() if seconds is not None]
+    by_estimate = sorted(steps[1:], key=lambda count: estimates[count] or 0.0)
+    found: list[Candidate] = []
+    for count in (*steps[:1], *by_estimate):
+        estimate = estimates[count]
+        slow = estimate is not None and estimate > min(times) * (1 + WORTH_TIMING)
+        if found and (slow or estimate is None or len(found) == MOST_TIMED):
+            break
+        parts = split(goal.effective_batch_size, count, goal.data_parallel_size)
+        why = f"{count} micro-batches reach {goal.effective_batch_size}"
+        outcome = prober.try_size(parts[0][0], why).outcome
+        if isinstance(outcome, Fits) and not outcome.allocator_retries and outcome.peak_bytes <= safe_bytes:
+            throughput = prober.time(parts[0][0], why) if times else None
+            found.append(_candidate(parts, outcome.peak_bytes, throughput))
+    if not found:
+        smallest = min(trial.outcome.peak_bytes for trial in prober.trials.values() if isinstance(trial.outcome, Fits))
+        raise NothingFits(
+            f"no micro-batch leaves the headroom of {goal.headroom:.0%}: the smallest peak is {format_bytes(smallest)} and "
+            f"{format_bytes(safe_bytes)} of {format_bytes(prober.capacity_bytes)} may be used. Lower --headroom, or raise "
+            "the limit."
+        )
+    return found
+
+
+def _candidate(replicas: tuple[tuple[int, ...], ...], peak_bytes: int, throughput: Throughput | None) -> Candidate:
+    if throughput is None:
+        return Candidate(replicas=replicas, peak_bytes=peak_bytes)
+    # Sizes within one sample of each other take the same time, to within any measurement of it.
+    seconds = len(replicas[0]) * throughput.median_micro_step_seconds + throughput.median_optimizer_seconds
+    return Candidate(replicas=replicas, peak_bytes=peak_bytes, step_seconds=seconds, spread=throughput.spread)
+
+
+def _estimated_seconds(prober: Prober, goal: Goal, steps: int) -> float | None:
+    """Seconds of an optimizer step by the timed sizes around its micro-batch; None where nothing was timed."""
+    if not prober.throughputs:
+        return None
+    size = split(goal.effective_batch_size, steps, goal.data_parallel_size)[0][0]
+    timed = [prober.throughputs[tried] for tried in sorted(prober.throughputs)]
+    above = next((throughput for throughput in timed if throughput.micro_batch_size >= size), timed[-1])
+    # Per sample, throughput changes slowly with size; the nearest size above stands for it.
+    per_sample = above.median_micro_step_seconds / above.micro_batch_size
+    return steps * size * per_sample + above.median_optimizer_seconds
+
+
+def _verified(prober: Prober, plan: AccumulationPlan) -> AccumulationPlan | str:
+    """The plan with what running it measured, or a sentence that says how it failed."""
+    sizes = plan.micro_batch_sizes
+    ran = prober.run_plan(sizes, VERIFIED_STEPS)
+    if not isinstance(ran, Completed):
+        return f"The plan {list(sizes)} ran out of memory in its {ran.phase} when it was run: {ran.message}."
+    if ran.fits.allocator_retries:
+        return f"The plan {list(sizes)} ran only by {ran.fits.allocator_retries} allocator retries."
+    seconds = ran.step_seconds
+    if prober.timing_setting is not prober.setting:
+        seconds = prober.time_plan(sizes, TIMED_STEPS) or ()
+    return replace(
+        plan,
+        peak_bytes=ran.fits.peak_bytes,
+        # The first step makes the optimizer's state and loads what is loaded lazily.
+        step_seconds=median(seconds[1:]) if len(seconds) > 1 else None,
+        verified_steps=VERIFIED_STEPS,
+    )
+
+
+def _advice(goal: Goal, chosen: Candidate, safe_size: int) -> list[str]:
+    """What the user could change about the target, where equal micro-batches leave more than half of the room unused."""
+    size = chosen.replicas[0][0]
+    least = least_steps(goal.effective_batch_size, safe_size, goal.data_parallel_size)
+    if not goal.equal or 2 * size > safe_size or goal.effective_batch_size % (least * goal.data_parallel_size) == 0:
+        return []
+    targets = better_targets(goal.effective_batch_size, least, goal.data_parallel_size)
+    fitting = [target for target in targets if target <= least * safe_size * goal.data_parallel_size]
+    choices = " or ".join(f"{target} ({least} × {target // (least * goal.data_parallel_size)})" for target in fitting)
+    return [
+        f"{goal.effective_batch_size} has no divisor near the {safe_size} that leave the headroom, so equal micro-batches "
+        f"are only {size} large: an effective batch of {choices} divides better."
+    ]

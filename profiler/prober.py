@@ -1,0 +1,186 @@
+"""Runs trials one at a time and keeps what they came to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from profiler.curve import line_through_last
+from profiler.errors import UsageError
+from profiler.events import Noted, Observer, SizeTried, Started, Timed
+from profiler.judge import Circumstances, first_line, is_suspect, outcome_of
+from profiler.outcomes import Fits, Outcome, OutOfMemory, Strategy, Throughput, Trial
+from profiler.trial import Completed, Failed, Schedule, Setting, run_schedule, time_size
+from profiler.workers.protocol import Died, TimedOut
+from profiler.workers.runner import Runner
+
+# A trial that is predicted to come this close to the capacity decides the answer, and gets a worker of its own.
+NEARLY = 0.9
+# Timing a size takes about this many times as many steps as a sizing trial.
+TIMING_TRIALS = 5
+TRIAL_SECONDS = 120.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Seconds that a trial, and the run of a whole plan, may take."""
+
+    trial_seconds: float = TRIAL_SECONDS
+    verification_seconds: float = 600.0
+
+    def __post_init__(self) -> None:
+        for seconds in (self.trial_seconds, self.verification_seconds):
+            if not seconds > 0:
+                raise UsageError(f"a time limit of {seconds} seconds lets nothing end: it must be positive.")
+
+
+@dataclass(slots=True, kw_only=True)
+class Prober:
+    """One workload on one device under one budget: tries sizes, each at most once, and remembers.
+
+    capacity_bytes: what the process may use, in the unit of the device's peaks. timing_setting: the setting for jobs that
+    measure time, without the budget where keeping it exactly costs time. compiled: whether the model is compiled.
+    """
+
+    runner: Runner
+    setting: Setting
+    timing_setting: Setting
+    capacity_bytes: int
+    compiled: bool
+    limits: Limits
+    observe: Observer
+    trials: dict[int, Trial] = field(default_factory=dict)
+    throughputs: dict[int, Throughput] = field(default_factory=dict)
+
+    def try_size(self, size: int, why: str) -> Trial:
+        """The sizing trial of `size`."""
+        if size not in self.trials:
+            self.observe(Started(what=f"micro-batch size {size}", why=why))
+            outcome = self.run(sizing_schedule(size), size)
+            self.trials[size] = Trial(micro_batch_size=size, outcome=outcome, why=why)
+            self.observe(SizeTried(trial=self.trials[size]))
+        return self.trials[size]
+
+    def run(self, schedule: Schedule, size: int) -> Outcome:
+        """What `schedule` comes to under the budget; raises for a bug, a crash or a hang (see `profiler.judge`).
+
+        size: the samples whose activations are alive at once, by which its memory is predicted.
+        """
+        predicted = self.predicted_bytes(size)
+        # A compiled model is compiled for the sizes that its process has seen, so each size gets a process.
+        fresh = self.compiled or predicted is None or predicted >= NEARLY * self.capacity_bytes
+        reply = self._run(schedule, fresh=fresh)
+        if not fresh and is_suspect(reply, self.setting.device):
+            reply = self._run(schedule, fresh=True)
+        return outcome_of(reply, self._circumstances(size, predicted, reply))
+
+    def _run(self, schedule: Schedule, *, fresh: bool) -> Completed | Failed | Died | TimedOut:
+        reply: Completed | Failed | Died | TimedOut = self.runner.size(
+            run_schedule, self.setting, schedule, timeout_seconds=self.limits.trial_seconds, fresh=fresh
+        )
+        return reply
+
+    def run_plan(self, sizes: tuple[int, ...], steps: int) -> Completed | OutOfMemory:
+        """`steps` optimizer steps of accumulation over `sizes`, in a fresh worker under the budget."""
+        self.observe(Started(what=f"the plan for {steps} optimizer steps", why="to prove it"))
+        reply = self.runner.size(
+            run_schedule,
+            self.setting,
+            Schedule(strategy=Strategy.ACCUMULATION, steps=(sizes,) * steps),
+            timeout_seconds=self.limits.verification_seconds,
+            fresh=True,
+        )
+        if isinstance(reply, Completed):
+            return reply
+        outcome = outcome_of(reply, self._circumstances(max(sizes), self.predicted_bytes(max(sizes)), reply))
+        assert isinstance(outcome, OutOfMemory), "only a completed schedule fits"
+        return outcome
+
+    def time_plan(self, sizes: tuple[int, ...], steps: int) -> tuple[float, ...] | None:
+        """Seconds of each of `steps` optimizer steps of accumulation over `sizes`; None, with a note, where it fails."""
+        self.observe(Started(what=f"the plan's time over {steps} optimizer steps", why="without the sizing allocator"))
+        reply = self.runner.time(
+            run_schedule,
+            self.timing_setting,
+            Schedule(strategy=Strategy.ACCUMULATION, steps=(sizes,) * steps),
+            timeout_seconds=self.limits.verification_seconds,
+            fresh=self.compiled,
+        )
+        if isinstance(reply, Completed):
+            return reply.step_seconds
+        self._note_untimed("the plan", reply)
+        return None
+
+    def time(self, size: int, why: str) -> Throughput | None:
+        """The throughput at `size`, measured once; None, with a note, where it cannot be measured."""
+        if size not in self.throughputs:
+            self.observe(Started(what=f"timing micro-batch size {size}", why=why))
+            reply: Throughput | Failed | Died | TimedOut = self.runner.time(
+                time_size,
+                self.timing_setting,
+                size,
+                timeout_seconds=TIMING_TRIALS * self.limits.trial_seconds,
+                fresh=self.compiled,
+            )
+            if not isinstance(reply, Throughput):
+                self._note_untimed(f"micro-batch size {size}", reply)
+                return None
+            self.throughputs[size] = reply
+            self.observe(Timed(throughput=reply))
+        return self.throughputs[size]
+
+    def predicted_bytes(self, size: int) -> int | None:
+        """What the line through the last two sizes that fitted says for `size`; None before there are two."""
+        line = line_through_last(self.line_points())
+        return None if line is None else int(line.at(size))
+
+    def line_points(self) -> list[tuple[int, int]]:
+        """(size, bytes needed) of every size that ran without allocator retries, by size."""
+        return [
+            (size, needed_bytes(trial.outcome))
+            for size, trial in sorted(self.trials.items())
+            if isinstance(trial.outcome, Fits) and trial.outcome.label == "fits"
+        ]
+
+    def _note_untimed(self, what: str, reply: Failed | Died | TimedOut) -> None:
+        self.observe(Noted(text=f"{what} could not be timed: {first_line(reply)}."))
+
+    def _circumstances(
+        self, size: int, predicted_bytes: int | None, reply: Completed | Failed | Died | TimedOut
+    ) -> Circumstances:
+        return Circumstances(
+            micro_batch_size=size,
+            device=self.setting.device,
+            capacity_bytes=self.capacity_bytes,
+            predicted_bytes=predicted_bytes,
+            smaller_fits=is_suspect(reply, self.setting.device) and self._smaller_fits(size),
+        )
+
+    def _smaller_fits(self, size: int) -> bool:
+        """Whether the largest smaller size that fitted fits again in a fresh worker: the set-up itself works."""
+        smaller = max((tried for tried, trial in self.trials.items() if trial.fits and tried < size), default=None)
+        if smaller is None:
+            return False
+        self.observe(
+            Started(what=f"micro-batch size {smaller} again", why=f"{size} failed in a way that may be memory")
+        )
+        return isinstance(self._run(sizing_schedule(smaller), fresh=True), Completed)
+
+
+def sizing_schedule(size: int) -> Schedule:
+    """A step that creates the optimizer's state, then one of two accumulated micro-batches.
+
+    The second forward of that runs while the first one's gradients are alive, which is where accumulation peaks. The
+    first step is as large as the others: libraries keep memory for every shape that they have seen, and a caching
+    allocator cuts the optimizer's state out of what the first step's activations left behind.
+    """
+    return Schedule(strategy=Strategy.ACCUMULATION, steps=((size,), (size, size)))
+
+
+def needed_bytes(fits: Fits) -> int:
+    """What a size needs, for the line: its peak without the room that the allocator merely held.
+
+    At capacity the caching allocator gives back what it merely holds, so the reserved peak overstates the need.
+    """
+    if fits.peak_reserved_bytes is None or fits.peak_allocated_bytes is None:
+        return fits.peak_bytes
+    return fits.peak_bytes - (fits.peak_reserved_bytes - fits.peak_allocated_bytes)

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+with suppress(ModuleNotFoundError):  # tests/gpu runs where pytest may be all that is installed
+    from hypothesis import settings
+
+    # Machines that others use too are slow now and then.
+    settings.register_profile("shared machine", deadline=None)
+    settings.load_profile("shared machine")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--update-golden",
+        action="store_true",
+        help="Write what is printed now into the golden files; look at the diff.",
+    )
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Compares a text with the golden file named after the test."""
+    name = re.sub(r"\W+", "-", request.node.name).strip("-")
+    path = Path(request.node.path).parent / "expected" / f"{name}.txt"
+
+    def compare(text: str) -> None:
+        if request.config.getoption("--update-golden"):
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        assert path.exists(), f"there is no {path.name} yet: run pytest with --update-golden and look at what it wrote"
+        assert text == path.read_text(encoding="utf-8")
+
+    return compare
