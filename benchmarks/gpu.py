@@ -1,0 +1,249 @@
+"""Everything that needs a GPU, in one go and within nine minutes: the tests marked gpu, probes, and searches alone.
+
+Parts run in the order of PARTS, the most important first. One is begun only if the time it should take is left, and it is
+ended when twice that, or all, is over; whatever becomes of it, the rest goes on. Estimated for an H100: a fork server is
+up in 5 to 7 s, a fresh worker (context, cuDNN, its library's import, the model) in 2 to 4 s; a trial near the edge takes 2
+to 6 s more, a timed size 2 s, and a search some 7 fresh workers. The parts up to digits-cnn add up to nine minutes; what
+is left out is said, and a second call can name it. Results so far are packed after every part into gpu_results.tar.gz, in
+the folder that the environment variable OUT names, else in results/.
+
+results/gpu_<card>/         summary.csv, environment.json, and what each part printed
+results/<workload>_<card>/  a probe's folder
+
+    python -m benchmarks.gpu [--seconds 540] [PART ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+from benchmarks.gpu_results import RESULTS, json_bytes, keep, pack, read_json, row_of, this_card
+from profiler.devices import open_device
+from profiler.document import to_json_document
+from profiler.errors import DeviceUnavailable
+from profiler.events import Event, SizeTried, Started
+from profiler.files import replace_file
+from profiler.finder import find_largest
+from profiler.opening import open_prober
+from profiler.options import Options
+from profiler.prober import Limits
+from profiler.report import Report
+from profiler.run_folder import safe_name
+from profiler.targets import TargetOptions
+from profiler.units import parse_bytes
+
+DEVICE = "cuda:0"
+SECONDS = 540.0
+# For packing; a part that is told to end gets as long to write what it has.
+LAST_SECONDS = 10.0
+TRIAL_SECONDS = 50.0
+ALL = "all"
+# The context with its kernels lies inside the budget and takes more than half of it. Should it take all, the second.
+SMALL = ("960MiB", "1536MiB")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tests:
+    """The tests marked gpu."""
+
+    name: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """`microbatch probe` under the first of `budgets` with which it succeeds."""
+
+    name: str
+    target: str
+    budgets: tuple[str, ...]
+    effective_batch: int
+    precision: str = "fp32"
+    compare: bool = True
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Search:
+    """The search for the largest micro-batch alone, under each of `budgets`, in workers of one server."""
+
+    name: str
+    target: str
+    budgets: tuple[str, ...]
+    precision: str
+    seconds: float
+
+
+Part = Tests | Probe | Search
+
+RESNET, VIT, GPT = "torchvision:resnet50", "timm:vit_base_patch16_224", "hf:gpt2"
+PARTS: tuple[Part, ...] = (
+    Tests(name="tests", seconds=80),
+    Probe(name="digits-resnet", target="digits-resnet", budgets=SMALL, effective_batch=256, seconds=60),
+    Probe(name="resnet50", target=RESNET, budgets=("24GiB",), effective_batch=512, precision="bf16", seconds=95),
+    Search(name="gpt2-search", target=GPT, budgets=(ALL, "24GiB"), precision="bf16", seconds=75),
+    Search(name="vit-search", target=VIT, budgets=(ALL, "24GiB"), precision="bf16", seconds=70),
+    Search(name="resnet50-search", target=RESNET, budgets=(ALL, "16GiB"), precision="bf16", seconds=65),
+    Probe(name="text-gpt", target="text-gpt", budgets=SMALL, effective_batch=256, compare=False, seconds=45),
+    Probe(name="digits-cnn", target="digits-cnn", budgets=SMALL, effective_batch=256, compare=False, seconds=40),
+    Search(name="gpt2-16GiB", target=GPT, budgets=("16GiB",), precision="bf16", seconds=35),
+    Search(name="vit-16GiB", target=VIT, budgets=("16GiB",), precision="bf16", seconds=35),
+    Probe(name="gpt2", target=GPT, budgets=("24GiB",), effective_batch=256, precision="bf16", seconds=110),
+    Probe(name="vit", target=VIT, budgets=("24GiB",), effective_batch=512, precision="bf16", seconds=95),
+)
+
+
+def main() -> None:
+    """Run the parts, most important first, until the time is over; pack what there is after each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [part.name for part in PARTS]
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(names)}; all of them by default")
+    parser.add_argument("--seconds", type=float, default=SECONDS)
+    arguments = parser.parse_args()
+    if unknown := set(arguments.parts) - set(names):
+        parser.error(f"there is no part {', '.join(sorted(unknown))}: use {', '.join(names)}")
+    deadline = time.monotonic() + arguments.seconds - LAST_SECONDS
+    why_not = open_device(DEVICE).why_not()
+    if why_not is not None:
+        print(f"Nothing was measured, for {DEVICE} cannot be used: {why_not}")
+        sys.exit(DeviceUnavailable.exit_status)
+    chosen = [part for part in PARTS if part.name in (arguments.parts or names)]
+    sys.exit(0 if run_all(chosen, deadline) else 1)
+
+
+def run_all(parts: Sequence[Part], deadline: float) -> bool:
+    """Whether every part that was begun succeeded."""
+    card, environment = this_card(DEVICE)
+    folder = RESULTS / f"gpu_{card}"
+    folder.mkdir(parents=True, exist_ok=True)
+    log = read_json(folder / "environment.json").get("parts", {})
+    outcomes: list[str] = []
+    for part in parts:
+        start, left = time.monotonic(), deadline - time.monotonic()
+        if left < part.seconds:
+            outcome = f"left out: it should take {part.seconds:.0f} s, and {max(left, 0):.0f} s were left"
+        else:
+            try:
+                outcome = run(part, card, folder, min(2 * part.seconds, left))
+            except Exception as error:  # of whatever kind: the other parts are worth as much
+                outcome = f"failed: {type(error).__name__}: {error}"
+        log[part.name] = {"outcome": outcome, "seconds": round(time.monotonic() - start, 1)}
+        print(f"{part.name}: {outcome} ({log[part.name]['seconds']} s)", flush=True)
+        replace_file(folder / "environment.json", json_bytes({**environment, "parts": log}))
+        pack(card)
+        outcomes.append(outcome)
+    return not any(outcome.startswith("failed") for outcome in outcomes)
+
+
+def run(part: Part, card: str, folder: Path, seconds: float) -> str:
+    """What became of `part`, in words: "done: ...", or "failed: ..."."""
+    match part:
+        case Tests():
+            return run_tests(part, folder, seconds)
+        case Probe():
+            return run_probe(part, card, folder, seconds)
+        case Search():
+            return run_search(part, folder, seconds)
+
+
+def run_tests(part: Tests, folder: Path, seconds: float) -> str:
+    """Only tests/gpu is collected: other tests import what is not installed here, and so may pytest's plugins."""
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-v", "--durations=0", "tests/gpu"]
+    output = folder / f"{part.name}.txt"
+    status = call(command, output, output, seconds, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
+    last = output.read_text(errors="replace").strip().rpartition("\n")[2].strip("= ")
+    return f"{'done' if status == 0 else 'failed'}: {shlex.join(command[1:])}, {_ended(status)}: {last}"
+
+
+def run_probe(part: Probe, card: str, folder: Path, seconds: float) -> str:
+    """The command as a user types it, its JSON document and its progress kept, and its row in the summary."""
+    deadline = time.monotonic() + seconds
+    document = folder / f"{part.name}.json"
+    outcome = "failed: there is no budget to try"
+    for budget in part.budgets:
+        options = ["--memory-limit", budget, "--effective-batch", str(part.effective_batch)]
+        options += ["--precision", part.precision, *(() if part.compare else ("--no-compare",))]
+        options += ["--output", str(RESULTS / f"{safe_name(part.target)}_{card}"), "--force", "--json"]
+        command = [sys.executable, "cli.py", "probe", part.target, "--device", DEVICE, *options]
+        status = call(command, document, folder / f"{part.name}.txt", deadline - time.monotonic())
+        outcome = f"{'done' if status == 0 else 'failed'}: {shlex.join(command[1:])}, {_ended(status)}"
+        if found := read_json(document):
+            keep(folder, row_of(found, part=part.name, precision=part.precision, budget=budget))
+        if status in (0, None):
+            break
+    return outcome
+
+
+def run_search(part: Search, folder: Path, seconds: float) -> str:
+    """Each budget's row as soon as it is known, and the document behind it."""
+    deadline = time.monotonic() + seconds
+    lines: list[str] = []
+
+    def observe(event: Event) -> None:
+        if isinstance(event, SizeTried):
+            lines.append(f"{event.trial.micro_batch_size} {event.trial.outcome.label} {event.trial.peak_bytes}\n")
+            (folder / f"{part.name}.txt").write_text("".join(lines))
+        if isinstance(event, Started) and time.monotonic() > deadline:
+            raise TimeoutError(f"ended after {seconds:.0f} s, before {event.what}")
+
+    options = Options(
+        device=DEVICE,
+        limits=Limits(trial_seconds=TRIAL_SECONDS),
+        target_options=TargetOptions(precision=cast(Any, part.precision)),
+    )
+    answers = []
+    with open_prober(part.target, options, observe) as (whole, info):
+        for budget in part.budgets:
+            limit = whole.setting.limit_bytes if budget == ALL else parse_bytes(budget)
+            capacity = limit or whole.capacity_bytes
+            setting = replace(whole.setting, limit_bytes=limit)
+            prober = replace(whole, setting=setting, timing_setting=setting, capacity_bytes=capacity, trials={})
+            lines.append(f"{budget}, {capacity} bytes\n")
+            start = time.monotonic()
+            finding = find_largest(prober)
+            report = Report(
+                run=replace(info, capacity_bytes=capacity),
+                finding=finding,
+                search_seconds=time.monotonic() - start,
+                search_trials=len(finding.trials),
+            )
+            document = to_json_document(report)
+            replace_file(folder / f"{part.name}_{budget}.json", json_bytes(document))
+            keep(folder, row_of(document, part=part.name, precision=part.precision, budget=budget))
+            answers.append(f"{finding.largest_fit} in {budget}")
+    return f"done: {', '.join(answers)}"
+
+
+def call(command: list[str], output: Path, errors: Path, seconds: float, **environment: str) -> int | None:
+    """The command's exit status, None where it was ended when its time was over; what it prints goes to the files."""
+    with (
+        output.open("wb") as out,
+        errors.open("ab" if errors == output else "wb") as err,
+        subprocess.Popen(command, stdout=out, stderr=err, env={**os.environ, **environment}) as process,
+    ):
+        try:
+            return process.wait(timeout=max(seconds, 0.0))
+        except subprocess.TimeoutExpired:
+            process.terminate()  # it ends its workers and keeps its records
+        try:
+            process.wait(timeout=LAST_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    return None
+
+
+def _ended(status: int | None) -> str:
+    return "ended at its time limit" if status is None else f"exit status {status}"
+
+
+if __name__ == "__main__":
+    main()
