@@ -138,7 +138,7 @@ def fast_small() -> Records:
 
 
 def tiny_cnn() -> Records:
-    """9,633 samples of 8 x 8 pixels fit."""
+    """9,633 samples fit."""
     return records_like(
         lambda n: 8.0 * MIB + 53.573 * KIB * n,
         (1, 4, 16, 9700, 9634, 9633, 2, 8, *(2**power for power in range(5, 14))),
