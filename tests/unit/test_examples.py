@@ -128,7 +128,7 @@ def test_the_small_nets_targets_are_one_hot() -> None:
 
 def test_the_residual_net_gets_enlarged_digits() -> None:
     images, classes = EXAMPLES["digits-resnet"]().make_batch(3)
-    small = load_digits()[0][:3]
+    small = digits.load_digits()[0][:3]
 
     assert images.shape == (3, 1, 64, 64)
     assert classes.tolist() == [0, 1, 2]
