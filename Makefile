@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: probe test lint check results bench gpu clean
+.PHONY: probe test lint check results gpu clean
 
 probe: .venv/probe.stamp
 	$(BIN)/microbatch probe --effective-batch 256
@@ -18,12 +18,11 @@ lint: .venv/test.stamp
 
 check: lint test
 
-# The committed reference runs on the CPU, and the search's cost.
+# The committed reference runs on the CPU, the search's cost, and what the README says of them.
 results: .venv/test.stamp
 	$(BIN)/python -m benchmarks.reference_runs
-
-bench: .venv/test.stamp
 	$(BIN)/python -m benchmarks.search_cost
+	$(BIN)/python -m benchmarks.readme
 
 # On a machine with a GPU, with its own python3 and nothing installed.
 gpu:

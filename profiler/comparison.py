@@ -41,8 +41,9 @@ def compare(prober: Prober, micro_batch_size: int, *, most_steps: int = DEFAULT_
 def _row(prober: Prober, strategy: Strategy, size: int, steps: int) -> Trial:
     prober.observe(Started(what=f"{strategy.value.replace('_', ' ')}, {steps} × {size}", why="to compare peaks"))
     parts = (size * steps,) if strategy is Strategy.WHOLE_BATCH else (size,) * steps
-    # The first step creates the optimizer's state with one micro-batch, which every strategy has room for.
-    schedule = Schedule(strategy=strategy, steps=((size,), parts))
+    # The first step creates the optimizer's state, with a part as large as those to come: libraries keep memory for every
+    # shape that they have seen.
+    schedule = Schedule(strategy=strategy, steps=(parts[:1], parts))
     alive = size if strategy is Strategy.ACCUMULATION else size * steps
     trial = Trial(
         micro_batch_size=size,

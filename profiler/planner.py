@@ -21,7 +21,7 @@ from profiler.plan import (
 )
 from profiler.prober import Prober
 from profiler.trial import Completed
-from profiler.units import format_bytes
+from profiler.units import format_bytes, format_seconds
 
 VERIFIED_STEPS = 5
 # Where the verification's own allocator is slowed for exactness, the plan's time is taken from a second run.
@@ -30,6 +30,8 @@ TIMED_STEPS = 3
 WORTH_TIMING = 0.10
 MOST_TIMED = 4
 WIDE_SPREAD = 0.10
+# A plan's step and the sum of its parts differ by less than this factor on a quiet machine.
+DISAGREEMENT = 1.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,13 +188,25 @@ def _verified(prober: Prober, plan: AccumulationPlan) -> AccumulationPlan | str:
     seconds = ran.step_seconds
     if prober.timing_setting is not prober.setting:
         seconds = prober.time_plan(sizes, TIMED_STEPS) or ()
+    # The first step makes the optimizer's state and loads what is loaded lazily.
+    measured = median(seconds[1:]) if len(seconds) > 1 else None
     return replace(
         plan,
         peak_bytes=ran.fits.peak_bytes,
-        # The first step makes the optimizer's state and loads what is loaded lazily.
-        step_seconds=median(seconds[1:]) if len(seconds) > 1 else None,
+        step_seconds=measured,
         verified_steps=VERIFIED_STEPS,
+        notes=(*plan.notes, *_disagreement(plan.predicted_step_seconds, measured)),
     )
+
+
+def _disagreement(predicted: float | None, measured: float | None) -> list[str]:
+    """Says so where the plan's step and its parts took times that cannot both be right."""
+    if not predicted or not measured or 1 / DISAGREEMENT < measured / predicted < DISAGREEMENT:
+        return []
+    return [
+        f"a step of the plan took {format_seconds(measured)}, and by its parts it should take {format_seconds(predicted)}: the "
+        "machine was busy during one of the two. Stop what else is running and probe again."
+    ]
 
 
 def _advice(goal: Goal, chosen: Candidate, safe_size: int) -> list[str]:

@@ -1,0 +1,59 @@
+"""Writes the README's measured parts from the committed results: what a probe printed, and what the search costs.
+
+python -m benchmarks.readme
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+OUTPUT = ROOT / "results" / "digits-resnet_cpu" / "output.txt"
+COSTS = ROOT / "results" / "search_cost_cpu" / "table.csv"
+
+
+def main() -> None:
+    """Bring README.md up to date."""
+    README.write_text(updated(README.read_text()))
+
+
+def updated(readme: str) -> str:
+    """`readme` with its measured parts as the results have them."""
+    readme = _replaced(readme, "output", f"```\n{printed(OUTPUT.read_text())}\n```")
+    return _replaced(readme, "search cost", costs(COSTS.read_text()))
+
+
+def printed(output: str) -> str:
+    """What a probe printed from its answer on, without the table of sizes before it and the list of files after it."""
+    lines = [line.rstrip() for line in output.splitlines()]
+    start = next(index for index, line in enumerate(lines) if line.startswith("Largest micro-batch"))
+    return "\n".join(line for line in lines[start:] if not line.startswith(("results/", "note:"))).strip()
+
+
+def costs(table: str) -> str:
+    """A row a workload."""
+    lines = [
+        "| workload | answer | bisection's | search | trials | out of memory | bisection |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in csv.DictReader(table.splitlines()):
+        search, bisection = (f"{float(row[f'{name}_over_least']):.1f} ×" for name in ("search", "bisection"))
+        lines.append(
+            f"| {row['workload']} | {row['largest_fit']} | {row['bisection_largest_fit']} | {search} | {row['search_trials']} | "
+            f"{row['search_out_of_memory']} | {bisection} |"
+        )
+    return "\n".join(lines)
+
+
+def _replaced(text: str, name: str, content: str) -> str:
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    assert begin in text, f"README.md has no {begin}"
+    assert end in text, f"README.md has no {end}"
+    return re.sub(rf"(?s){re.escape(begin)}.*?{re.escape(end)}", lambda _: f"{begin}\n{content}\n{end}", text)
+
+
+if __name__ == "__main__":
+    main()
