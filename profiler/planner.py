@@ -142,7 +142,7 @@ def _candidates(prober: Prober, steps: list[int], goal: Goal, safe_bytes: int) -
         if found and (slow or estimate is None or len(found) == MOST_TIMED):
             break
         parts = split(goal.effective_batch_size, count, goal.data_parallel_size)
-        why = f"{count} micro-batches reach {goal.effective_batch_size}"
+        why = f"{count * goal.data_parallel_size} of it make {goal.effective_batch_size}"
         outcome = prober.try_size(parts[0][0], why).outcome
         if isinstance(outcome, Fits) and not outcome.allocator_retries and outcome.peak_bytes <= safe_bytes:
             throughput = prober.time(parts[0][0], why) if times else None

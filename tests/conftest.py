@@ -25,11 +25,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture
 def golden(request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """Compares a text with the golden file named after the test."""
+    """Compares a text, but for blanks at the ends of its lines, with the golden file named after the test."""
     name = re.sub(r"\W+", "-", request.node.name).strip("-")
     path = Path(request.node.path).parent / "expected" / f"{name}.txt"
 
     def compare(text: str) -> None:
+        text = "".join(f"{line.rstrip()}\n" for line in text.splitlines())
         if request.config.getoption("--update-golden"):
             path.parent.mkdir(exist_ok=True)
             path.write_text(text, encoding="utf-8")

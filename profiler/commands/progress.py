@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.status import Status
 from rich.text import Text
 
+from profiler.commands.tables import format_rate
 from profiler.events import Began, Compared, Event, Found, Noted, Planned, SizeTried, Started, Timed
 from profiler.outcomes import Trial
 from profiler.units import format_bytes, format_seconds
@@ -61,7 +62,7 @@ def describe(event: Event, capacity_bytes: int) -> str | None:
             end = "the ceiling fits" if finding.smallest_misfit is None else f"{finding.smallest_misfit} does not"
             return f"  largest that fits: {finding.largest_fit} ({end}); {trials} trials in {format_seconds(seconds)}"
         case Timed(throughput=timed):
-            rate = f"{timed.samples_per_second:,.4g} samples/s"
+            rate = f"{format_rate(timed.samples_per_second)} samples/s"
             return f"  time {timed.micro_batch_size:>6}  {rate}, spread {timed.spread:.0%}"
         case Compared(trial=trial):
             way = f"{trial.strategy.value.replace('_', ' ')} of {trial.accumulation_steps} × {trial.micro_batch_size}"
@@ -77,6 +78,6 @@ def describe(event: Event, capacity_bytes: int) -> str | None:
 def _outcome(trial: Trial, capacity_bytes: int) -> str:
     label = trial.outcome.label.replace("_", " ")
     if trial.peak_bytes is None or not trial.fits:
-        return f"{label:<28}"
+        return f"{label:<33}"
     share = f"{trial.peak_bytes / capacity_bytes:.0%}" if capacity_bytes else ""
-    return f"{label:<12}{format_bytes(trial.peak_bytes):>9} {share:>5} "
+    return f"{label:<17}{format_bytes(trial.peak_bytes):>9} {share:>5} "

@@ -16,15 +16,16 @@ from profiler.run_folder import RunFolder
 class Recording:
     """An observer that keeps a run's folder: `folder` where the user named one, else a new one once the run has a name.
 
-    A run that ends in an error before its first trial leaves nothing behind; any other keeps its records.
+    A run that ends in an error before its first trial ended leaves nothing behind, and an earlier run in its folder as it
+    was; any other keeps its records.
     """
 
     def __init__(self, folder: Path | None, *, force: bool) -> None:
         # A folder that cannot be used is said before anything is run.
         self._folder = RunFolder.create(folder, force=force) if folder is not None else None
         self._writer: RecordWriter | None = None
-        self._trials = 0
-        self._early_notes: list[str] = []
+        # What is known before the first trial has ended, the run first; written with it.
+        self._waiting: list[RunInfo | str] = []
 
     def __enter__(self) -> Self:
         return self
@@ -34,7 +35,7 @@ class Recording:
     ) -> None:
         if self._writer is not None:
             self._writer.close()
-        if kind is not None and self._trials == 0 and self._folder is not None:
+        elif kind is not None and self._folder is not None:
             self._folder.discard()
 
     @property
@@ -59,25 +60,30 @@ class Recording:
         return self._folder.finish(results)
 
     def _record(self, event: Event) -> None:
-        if isinstance(event, Began):
-            self._begin(event.run)
-        elif self._writer is not None:
-            self._append(self._writer, event)
-        elif isinstance(event, Noted):
-            self._early_notes.append(event.text)
+        match event:
+            case Began(run=run):
+                if self._folder is None:
+                    self._folder = RunFolder.create_default(
+                        workload=run.workload, device=run.device, now=datetime.now()
+                    )
+                self._waiting.insert(0, run)
+            case Noted(text=text) if self._writer is None:
+                self._waiting.append(text)
+            case SizeTried() if self._writer is None:
+                self._append(self._begin(), event)
+            case _ if self._writer is not None:
+                self._append(self._writer, event)
 
-    def _begin(self, run: RunInfo) -> None:
-        if self._folder is None:
-            self._folder = RunFolder.create_default(workload=run.workload, device=run.device, now=datetime.now())
+    def _begin(self) -> RecordWriter:
+        assert self._folder is not None, "a size is tried after the run has begun"
         self._writer = self._folder.writer()
-        self._writer.append(run)
-        for text in self._early_notes:
-            self._writer.append(text)
+        for value in self._waiting:
+            self._writer.append(value)
+        return self._writer
 
     def _append(self, writer: RecordWriter, event: Event) -> None:
         match event:
             case SizeTried(trial=trial):
-                self._trials += 1
                 writer.append(trial)
             case Compared(trial=trial):
                 writer.append(trial, kind="comparison")

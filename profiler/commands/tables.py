@@ -80,6 +80,12 @@ def finding_lines(report: Report) -> Iterable[str]:
             f"Largest micro-batch that fits in {capacity}: {finding.largest_fit}; {finding.smallest_misfit} runs out of "
             "memory. Both were run."
         )
+    largest = finding.trial_of(finding.largest_fit)
+    if largest is not None and largest.outcome.label == "fits_after_retry":
+        yield (
+            f"{finding.largest_fit} fits only after the allocator gave its cache back and tried again; a plan takes sizes "
+            "that do without."
+        )
 
 
 def plan_lines(plan: AccumulationPlan, run: RunInfo) -> Iterable[str]:
@@ -107,6 +113,11 @@ def plan_lines(plan: AccumulationPlan, run: RunInfo) -> Iterable[str]:
         yield f"  note                                {note}"
 
 
+def format_rate(rate: float) -> str:
+    """Four digits, and never an exponent: 18.46, 2,834, 52,310."""
+    return f"{rate:,.0f}" if rate >= 999.95 else f"{rate:.4g}"
+
+
 def print_lines(console: Console, lines: Iterable[str]) -> None:
     """Print each line as it is."""
     for line in lines:
@@ -129,7 +140,7 @@ def _rate(throughput: Throughput | None, energy: bool) -> tuple[str, ...]:
         return ("-", "-", *(("-",) * energy))
     joules = throughput.joules_per_sample
     return (
-        f"{throughput.samples_per_second:,.4g}",
+        format_rate(throughput.samples_per_second),
         f"{throughput.spread:.0%}",
         *((format_joules(joules) if joules is not None else "-",) * energy),
     )

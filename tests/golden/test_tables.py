@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+from sample_records import SHAPES, fast_small, gpu, nothing_fits, resnet
+
+from profiler.commands.devices import devices_table
+from profiler.commands.progress import describe
+from profiler.commands.tables import comparison_table, finding_lines, plan_lines, print_lines, sizes_table
+from profiler.devices import DeviceFacts, Surveyed
+from profiler.events import Began, Compared, Event, Found, Noted, Planned, SizeTried, Started, Timed
+from profiler.plan import AccumulationPlan
+from profiler.records import Records
+from profiler.report import Report
+from profiler.units import GIB
+
+WIDTH = 100
+ALL = {**SHAPES, "nothing_fits": nothing_fits}
+
+
+def console() -> Console:
+    return Console(file=io.StringIO(), width=WIDTH, highlight=False, soft_wrap=True, color_system=None)
+
+
+def printed(to: Console) -> str:
+    assert isinstance(to.file, io.StringIO)
+    return to.file.getvalue()
+
+
+def report_of(records: Records) -> Report:
+    assert records.finding is not None
+    return Report(
+        run=records.run,
+        finding=records.finding,
+        throughput=records.throughput,
+        comparison=records.comparison,
+        plan=records.plan,
+    )
+
+
+def lines(of: Iterable[str]) -> str:
+    to = console()
+    print_lines(to, of)
+    return printed(to)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_sizes(name: str, golden: Callable[[str], None]) -> None:
+    to = console()
+    sizes_table(report_of(ALL[name]())).print(to)
+    golden(printed(to))
+
+
+def test_sizes_with_energy(golden: Callable[[str], None]) -> None:
+    records = gpu()
+    timed = [replace(each, joules_per_sample=0.5 / each.micro_batch_size + 0.08) for each in records.throughput[:-1]]
+    to = console()
+    sizes_table(report_of(replace(records, throughput=(*timed, records.throughput[-1])))).print(to)
+    golden(printed(to))
+
+
+@pytest.mark.parametrize("name", [name for name, make in ALL.items() if make().comparison])
+def test_comparison(name: str, golden: Callable[[str], None]) -> None:
+    records, to = ALL[name](), console()
+    comparison_table(records.comparison, records.run.capacity_bytes).print(to)
+    golden(printed(to))
+
+
+def test_what_was_found(golden: Callable[[str], None]) -> None:
+    golden("".join(f"{name}: {lines(finding_lines(report_of(make())))}\n" for name, make in ALL.items()))
+
+
+PLANS = {
+    "sizes of two kinds": resnet().plan,
+    "equal micro-batches": fast_small().plan,
+    "one micro-batch": AccumulationPlan(
+        effective_batch_size=32, replicas=((32,),), reason="It is the only one.", peak_bytes=2**28, verified_steps=5
+    ),
+    "many micro-batches": AccumulationPlan(
+        effective_batch_size=77,
+        replicas=((6,) * 7 + (5,) * 7,),
+        reason="It has the least time.",
+        notes=("77 has no divisor near the 6 that leave the headroom.", "A second note."),
+        peak_bytes=2**28,
+        step_seconds=0.0123,
+        verified_steps=5,
+    ),
+    "replicas": AccumulationPlan(
+        effective_batch_size=1001,
+        replicas=((126, 125), (125, 125), (125, 125), (125, 125)),
+        reason="It has the least time.",
+        peak_bytes=500 * 2**20,
+        step_seconds=1.5,
+        verified_steps=5,
+    ),
+    "not run yet": AccumulationPlan(effective_batch_size=8, replicas=((4, 4),), reason="It has the least time."),
+}
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_plan(name: str, golden: Callable[[str], None]) -> None:
+    plan = PLANS[name]
+    assert plan is not None
+    golden(lines(plan_lines(plan, resnet().run)))
+
+
+def test_devices(golden: Callable[[str], None]) -> None:
+    facts = DeviceFacts(
+        description="NVIDIA H100 80GB HBM3",
+        total_bytes=round(79.1 * GIB),
+        available_bytes=round(78.4 * GIB),
+        environment={"torch": "2.13.0"},
+    )
+    to = console()
+    devices_table(
+        (
+            Surveyed(name="cpu", facts=facts, why_not=None, energy_why_not="it counts none."),
+            Surveyed(name="cuda:0", facts=facts, why_not=None, energy_why_not=None),
+            Surveyed(name="cuda:1", facts=None, why_not="the driver is too old.", energy_why_not=None),
+        )
+    ).print(to)
+    golden(printed(to))
+
+
+def events(records: Records) -> list[Event]:
+    """A probe as it happened, in one list."""
+    assert records.finding is not None
+    return [
+        Started(what="loading the workload", why="to see what it is"),
+        Began(run=records.run),
+        *(SizeTried(trial=trial) for trial in records.trials),
+        Found(finding=records.finding, trials=6, seconds=12.5),
+        *(Timed(throughput=timed) for timed in records.throughput),
+        Noted(text="timing varies."),
+        *([Planned(plan=records.plan)] if records.plan else []),
+        *(Compared(trial=trial) for trial in records.comparison),
+    ]
+
+
+@pytest.mark.parametrize("name", ["resnet", "gpu", "ceiling", "nothing_fits"])
+def test_progress(name: str, golden: Callable[[str], None]) -> None:
+    records = ALL[name]()
+    told = [describe(event, records.run.capacity_bytes) for event in events(records)]
+    golden(lines(line for line in told if line is not None))
