@@ -92,10 +92,11 @@ def _runner(workload: Workload | str, device: Device, options: Options, observe:
         if not workload.lives_on_accelerator:
             return ProcessRunner(device), LiveSource.of(workload)
         observe(Noted(text="the model already lives on the accelerator, so it is probed in this process."))
-    from profiler.workers.in_process import HeldSource, InProcessRunner
+    from profiler.workers.in_process import HeldSource, InProcessRunner, random_states_kept
 
     if isinstance(workload, str):
-        workload = TargetSource(target=workload, options=options.target_options).load()
+        with random_states_kept():
+            workload = TargetSource(target=workload, options=options.target_options).load()
     return InProcessRunner(), HeldSource(workload=workload)
 
 

@@ -23,7 +23,8 @@ class Options:
     headroom: the share of the capacity, 0 to below 1, that a plan leaves unused.
     ceiling: no larger size is tried; "target" is this replica's share of the effective batch; None has no end but memory.
     equal: only equal micro-batches, for frameworks that take one number.
-    isolation: "process" runs trials in workers, "none" in this process.
+    isolation: "process" runs trials in workers, "none" in this process, where on the CPU memory that was freed before is
+        used again without being counted, so that small budgets are not kept exactly.
     target_options: what a named target is loaded with.
     command: what to type to get the same results again.
 

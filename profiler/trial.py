@@ -177,8 +177,9 @@ def _guarded(setting: Setting, job: Callable[[Device, Phase], T]) -> Done[T]:
     except Exception as error:
         device.close()  # first: making a report needs memory too
         result = _failed(error, device, phase, time.perf_counter() - start)
+    finally:  # an interrupt passes, and must not leave the caller's process under the budget
+        device.close()
     # The exception and its traceback, which hold the tensors of the frames, are gone from here on.
-    device.close()
     clean = device.release() and not isinstance(result, Failed)
     return Done(result=result, worker_is_clean=clean)
 

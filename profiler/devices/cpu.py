@@ -44,6 +44,7 @@ class CpuDevice(Device):
     def __init__(self) -> None:
         self._baseline_bytes = 0
         self._at_open = _AddressSpace(data_bytes=0, size_bytes=0, peak_bytes=0)
+        self._soft_limit_before: int | None = None  # None while it is not open
         self._filling: mmap.mmap | None = None  # given back with the device: peaks are read against it
 
     @property
@@ -121,7 +122,7 @@ class CpuDevice(Device):
         self._fill_to_mark()
         self._at_open = _AddressSpace.now()
         self._baseline_bytes = self._at_open.data_bytes - live_bytes
-        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
         available = available_bytes()
         if hard != resource.RLIM_INFINITY:
             available = min(available, hard - self._baseline_bytes)
@@ -131,12 +132,16 @@ class CpuDevice(Device):
                 "available here: ask for less with --memory-limit, or free memory."
             )
         capacity = available if limit_bytes is None else limit_bytes
+        if self._soft_limit_before is None:
+            self._soft_limit_before = soft
         resource.setrlimit(resource.RLIMIT_DATA, (self._baseline_bytes + capacity, hard))
         return capacity
 
     def close(self) -> None:
-        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+        if self._soft_limit_before is not None:
+            _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+            resource.setrlimit(resource.RLIMIT_DATA, (self._soft_limit_before, hard))
+            self._soft_limit_before = None
 
     def synchronize(self) -> None:
         """Nothing to wait for: every operation has ended when it returns."""

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from profiler.batches import map_tensors
 from profiler.devices import open_device
 from profiler.switches import Switches
 from profiler.trial import Done, Setting
@@ -59,70 +58,133 @@ class InProcessRunner:
 def preserved(setting: Setting) -> Iterator[Setting]:
     """`setting` for use inside the block; at its end, error or not, all that training touches is bit-identical.
 
-    That is: parameters, buffers, gradients, requires_grad and train/eval modes of a live model; the state of an
-    optimizer that the workload hands out; random states of torch, CUDA, Python and NumPy; torch's global switches.
-    Attributes that a model keeps outside its parameters and buffers are its own affair.
+    That is: modules, parameters, buffers, gradients, requires_grad and train/eval modes of a live model; the state and
+    settings of an optimizer that the workload hands out; random states of torch, CUDA, Python and NumPy; torch's global
+    switches. Tensors are the same objects in the same memory. Attributes that a model keeps elsewhere are its own affair.
     """
     workload = setting.source.load()
-    switches = Switches.of_caller()
-    restore_random = _random_states()
-    restore_model = _model_state(workload.build_model()) if workload.model_is_live else (lambda: None)
-    restore_optimizers: list[Callable[[], None]] = []
+    switches, records_gradients = Switches.of_caller(), torch.is_grad_enabled()
+    with ExitStack() as restore:
+        restore.callback(_random_states())
+        restore.callback(torch.set_grad_enabled, records_gradients)
+        restore.callback(switches.apply)
 
-    def optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        given = workload.optimizer(parameters) if workload.optimizer else torch.optim.AdamW(parameters)
-        restore_optimizers.append(_optimizer_state(given))
-        return given
+        def optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+            own = list(parameters)
+            given = workload.optimizer(own) if workload.optimizer else torch.optim.AdamW(own)
+            restore.callback(_optimizer_state(given, own))
+            return given
 
-    try:
+        if workload.model_is_live:
+            restore.callback(_model_state(workload.build_model()))
         yield replace(setting, source=HeldSource(workload=replace(workload, optimizer=optimizer)))
+
+
+@contextmanager
+def random_states_kept() -> Iterator[None]:
+    """Whatever is drawn inside the block, torch, CUDA, Python and NumPy draw after it what they would have drawn."""
+    restore = _random_states()
+    try:
+        yield
     finally:
-        restore_model()
-        for restore in restore_optimizers:
-            restore()
-        switches.apply()
-        restore_random()
+        restore()
 
 
 def _model_state(model: nn.Module) -> Callable[[], None]:
     """A function that puts the model back; copies are kept in host memory, since the device's is being measured."""
-    parameters = [
-        (parameter, parameter.data, _copy(parameter), parameter.requires_grad, parameter.grad, _copy(parameter.grad))
-        for parameter in model.parameters()
-    ]
-    buffers = [
-        (module, name, buffer, _copy(buffer))
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
     modes = [(module, module.training) for module in model.modules()]
+    members: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        (now, dict(now)) for module in model.modules() for now in (module._parameters, module._buffers, module._modules)
+    ]
+    tensors = [_tensor_state(tensor) for tensor in (*model.parameters(), *model.buffers())]
 
     def restore() -> None:
-        with torch.no_grad():
-            for parameter, data, content, requires_grad, gradient, gradient_content in parameters:
-                parameter.data = data  # the same storage, on the same device
-                parameter.copy_(content)
-                parameter.requires_grad_(requires_grad)
-                parameter.grad = gradient
-                if gradient is not None and gradient_content is not None:
-                    gradient.copy_(gradient_content)
-            for module, name, buffer, content in buffers:
-                buffer.copy_(content)
-                module._buffers[name] = buffer
         for module, mode in modes:
             module.training = mode
+        for now, before in members:
+            now.clear()
+            now.update(before)
+        for restore_tensor in tensors:
+            restore_tensor()
 
     return restore
 
 
-def _optimizer_state(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
-    saved = map_tensors(_copy, optimizer.state_dict())
+def _tensor_state(tensor: Tensor) -> Callable[[], None]:
+    """A function that gives `tensor` its memory, content and gradient back."""
+    data, content, requires_grad = tensor.data, _copy(tensor), tensor.requires_grad
+    gradient = tensor.grad if tensor.is_leaf else None
+    gradient_content = None if gradient is None else _copy(gradient)
 
     def restore() -> None:
-        optimizer.load_state_dict(saved)
+        if not tensor.is_leaf:  # a buffer that was changed by what has a gradient
+            tensor.detach_()
+        tensor.data = data  # the same memory, on the same device
+        data.copy_(content)
+        tensor.requires_grad_(requires_grad)
+        tensor.grad = gradient
+        if gradient is not None and gradient_content is not None:
+            gradient.data.copy_(gradient_content)
 
     return restore
+
+
+def _optimizer_state(optimizer: torch.optim.Optimizer, own: list[nn.Parameter]) -> Callable[[], None]:
+    """A function that puts the optimizer back, and those of its parameters that are not the model's `own`.
+
+    Not by load_state_dict, which casts state to its parameter's type, makes new tensors of it and runs the user's hooks.
+    """
+    known = {id(parameter) for parameter in own}
+    others = [
+        _tensor_state(parameter)
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        if id(parameter) not in known
+    ]
+    state, groups = _held(optimizer.state), _held(optimizer.param_groups)
+
+    def restore() -> None:
+        for restore_parameter in others:
+            restore_parameter()
+        state()
+        groups()
+
+    return restore
+
+
+def _held(value: Any) -> Callable[[], Any]:
+    """A function that gives `value` back as it is now: the same tensors, dicts and lists, with what they hold now."""
+    if isinstance(value, nn.Parameter):  # restored with the model
+        return lambda: value
+    if isinstance(value, Tensor):
+        return _held_tensor(value)
+    if isinstance(value, MutableMapping):
+        items = {key: _held(item) for key, item in value.items()}
+        return lambda: _refilled(value, {key: item() for key, item in items.items()})
+    if isinstance(value, list):
+        parts = [_held(part) for part in value]
+        return lambda: _refilled(value, [part() for part in parts])
+    if isinstance(value, tuple):
+        parts = [_held(part) for part in value]
+        return lambda: (value, [part() for part in parts])[0]
+    return lambda: value
+
+
+def _held_tensor(tensor: Tensor) -> Callable[[], Tensor]:
+    restore = _tensor_state(tensor)
+
+    def give() -> Tensor:
+        restore()
+        return tensor
+
+    return give
+
+
+def _refilled(container: Any, content: Any) -> Any:
+    """`container`, a dict or list, which now holds `content`."""
+    container.clear()
+    (container.extend if isinstance(container, list) else container.update)(content)
+    return container
 
 
 def _random_states() -> Callable[[], None]:
@@ -142,5 +204,5 @@ def _random_states() -> Callable[[], None]:
     return restore
 
 
-def _copy(tensor: Tensor | None) -> Any:
-    return None if tensor is None else tensor.detach().to("cpu", copy=True)
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True)

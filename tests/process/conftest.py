@@ -1,11 +1,15 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+import gc
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import torch
 
 from profiler.devices.cpu import CpuDevice
+from profiler.workers.client import ForkServer
 from profiler.workers.runner import ProcessRunner
 
 
@@ -20,9 +24,63 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def quick_collection() -> Iterator[None]:
+    """A trial in this process collects garbage several times, among all that the tests have imported."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A fork server that goes on after its user is done with it."""
+
+    server: ForkServer
+
+    def start(self) -> None:
+        self.server.start()
+
+    def run(self, function: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
+        return self.server.run(function, *arguments, **settings)
+
+    def close(self) -> None:
+        """The session closes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """Stands for the class ForkServer: one server for each environment, since starting one imports torch."""
+
+    started: dict[Any, ForkServer] = field(default_factory=dict)
+
+    def __call__(self, environment: Mapping[str, str], imports: tuple[str, ...] = ()) -> Kept:
+        key = (frozenset(environment.items()), imports)
+        if key not in self.started:
+            self.started[key] = ForkServer(environment, imports)
+        return Kept(self.started[key])
+
+
 @pytest.fixture(scope="session")
-def runner() -> Iterator[ProcessRunner]:
-    """Fork servers that all tests share, since starting one imports torch."""
-    shared = ProcessRunner(CpuDevice())
+def servers() -> Iterator[Servers]:
+    """Fork servers that all tests share."""
+    shared = Servers()
     yield shared
-    shared.close()
+    for server in shared.started.values():
+        server.close()
+
+
+@pytest.fixture(scope="module")
+def kept_servers(servers: Servers) -> Iterator[None]:
+    """Probes of this process run in the shared servers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("profiler.workers.runner.ForkServer", servers)
+        yield
+
+
+@pytest.fixture(scope="session")
+def runner(servers: Servers) -> ProcessRunner:
+    """Workers of the servers that all tests share."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("profiler.workers.runner.ForkServer", servers)
+        return ProcessRunner(CpuDevice())

@@ -45,8 +45,9 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     for number, group in enumerate(optimizer.param_groups):
         state |= {f"group {number} {key}": value for key, value in group.items() if key != "params"}
         state[f"group {number} params"] = [id(parameter) for parameter in group["params"]]
+    numbers = {parameter: n for n, parameter in enumerate(p for g in optimizer.param_groups for p in g["params"])}
     for parameter, entries in optimizer.state.items():
-        state |= {f"optimizer {id(parameter)} {name}": value for name, value in _flat(entries)}
+        state |= {f"optimizer {numbers[parameter]}{name}": value for name, value in _flat(entries)}
     return state
 
 

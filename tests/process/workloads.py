@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
@@ -43,6 +44,28 @@ def rows(size: int) -> Tensor:
 def squares(model: nn.Module, batch: Tensor) -> Tensor:
     outputs: Tensor = model(batch)
     return outputs.square().mean()
+
+
+class Scale(nn.Module):
+    """A quarter of a MiB of parameters; without matrix products, whose libraries take room only where there is some."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(WIDTH))
+
+    def forward(self, batch: Tensor) -> Tensor:
+        return batch * self.weight
+
+
+def slow_squares(model: nn.Module, batch: Tensor) -> Tensor:
+    """Takes as long for one sample as for many, so that the fewest micro-batches are the fastest."""
+    time.sleep(0.01)
+    return squares(model, batch)
+
+
+def even(**changes: Any) -> Workload:
+    """A workload that needs half a MiB, and one and a half a sample; four fit in 8 MiB."""
+    return replace(Workload(model=Scale, make_batch=rows, loss=slow_squares, optimizer=sgd, name="even"), **changes)
 
 
 def tiny(**changes: Any) -> Workload:
