@@ -30,7 +30,7 @@ TIMED_STEPS = 3
 WORTH_TIMING = 0.10
 MOST_TIMED = 4
 WIDE_SPREAD = 0.10
-# A plan's step and the sum of its parts differ by less than this factor on a quiet machine.
+# By less than this factor a plan's step and the sum of its parts may differ without a word.
 DISAGREEMENT = 1.5
 
 
@@ -204,8 +204,8 @@ def _disagreement(predicted: float | None, measured: float | None) -> list[str]:
     if not predicted or not measured or 1 / DISAGREEMENT < measured / predicted < DISAGREEMENT:
         return []
     return [
-        f"a step of the plan took {format_seconds(measured)}, and by its parts it should take {format_seconds(predicted)}: the "
-        "machine was busy during one of the two. Stop what else is running and probe again."
+        f"a step of the plan took {format_seconds(measured)}, and its parts, timed by themselves, add up to "
+        f"{format_seconds(predicted)}: the first is what training takes; for the choice, probe again on a quiet machine."
     ]
 
 
