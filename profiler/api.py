@@ -6,14 +6,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from profiler.comparison import DEFAULT_MOST_STEPS, check_comparison, compare
-from profiler.errors import NothingFits
+from profiler.errors import NothingFits, TrialError
 from profiler.events import Event, Found, Noted, Observer, unobserved
 from profiler.finder import climb, find_largest, why_nothing_fits
 from profiler.opening import open_prober
 from profiler.options import DEFAULT_HEADROOM, Options
 from profiler.outcomes import Finding, Trial
 from profiler.plan import AccumulationPlan
-from profiler.planner import Goal, make_plan, time_ladder
+from profiler.planner import Goal, make_plan, note_spread, time_ladder
 from profiler.prober import Limits, Prober
 from profiler.report import Comparison, Report
 from profiler.units import format_bytes
@@ -97,9 +97,10 @@ def probe(
             climb(prober, finding.largest_fit)
             time_ladder(prober, finding.largest_fit)
             plan = _plan(prober, finding, options, watch)
+            note_spread(prober)
             if comparison:
                 size = plan.micro_batch_sizes[0] if plan is not None else max(1, finding.largest_fit // 8)
-                rows = compare(prober, size)
+                rows = _compared(prober, size, watch)
         return Report(
             run=run,
             finding=replace(finding, trials=tuple(prober.trials.values())),
@@ -139,6 +140,15 @@ def compare_strategies(
             )
         rows = compare(prober, micro_batch_size, most_steps=most_steps)
         return Comparison(run=run, trials=tuple(prober.trials.values()), comparison=rows, notes=tuple(notes))
+
+
+def _compared(prober: Prober, size: int, observe: Observer) -> tuple[Trial, ...]:
+    """The comparison's rows; what is found already is not lost where one of its trials crashes or hangs."""
+    try:
+        return compare(prober, size)
+    except TrialError as error:
+        observe(Noted(text=f"the strategies could not be compared: {error}"))
+        return ()
 
 
 def _plan(prober: Prober, finding: Finding, options: Options, observe: Observer) -> AccumulationPlan | None:

@@ -74,6 +74,7 @@ def plan_entries(plan: AccumulationPlan) -> dict[str, Any]:
         "effective_batch_size": plan.effective_batch_size,
         "data_parallel_size": plan.data_parallel_size,
         "replicas": [list(sizes) for sizes in plan.replicas],
+        "replica_weights": [list(weights) for weights in plan.replica_weights],
         "replica_factor": plan.replica_factor,
         "peak_bytes": plan.peak_bytes,
         "step_seconds": plan.step_seconds,

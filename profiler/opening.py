@@ -48,6 +48,13 @@ def open_prober(workload: Workload | str, options: Options, observe: Observer) -
         observe(Began(run=run))
         if inspection.optimizer_is_default:
             observe(Noted(text="the workload names no optimizer: AdamW with torch's defaults is used."))
+        if inspection.samples_vary:
+            observe(
+                Noted(
+                    text="samples differ in size, and a micro-batch of n takes the first n: sizes are not compared on the same "
+                    "samples, and longer ones come later. --worst-case (worst_case=True) takes the largest first."
+                )
+            )
         timed_apart = isinstance(runner, ProcessRunner) and bool(device.sizing_environment())
         prober = Prober(
             runner=runner,

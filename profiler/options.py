@@ -44,9 +44,9 @@ class Options:
     command: str | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.headroom < 1:
+        if not isinstance(self.headroom, int | float) or not 0 <= self.headroom < 1:
             raise UsageError(
-                f"headroom is {self.headroom}: it is a share of the memory, from 0 to below 1, such as 0.05."
+                f"headroom is {self.headroom!r}: it is a share of the memory, from 0 to below 1, such as 0.05."
             )
         if self.effective_batch_size is not None:
             check_effective_batch(self.effective_batch_size, self.data_parallel_size)
@@ -65,6 +65,8 @@ class Options:
             check_equal_shares(self.effective_batch_size, self.data_parallel_size)
         if self.isolation not in ("process", "none"):
             raise UsageError(f"isolation {self.isolation!r} is unknown: use 'process' or 'none'.")
+        if not isinstance(self.memory_limit, int | str | None):
+            raise UsageError(f"the memory limit is {self.memory_limit!r}: it is whole bytes, or text such as '2GiB'.")
         limit = self.limit_bytes
         if limit is not None and limit < 1:
             raise UsageError(f"the memory limit is {limit} bytes: it must be positive.")

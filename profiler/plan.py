@@ -22,7 +22,8 @@ class AccumulationPlan:
     replicas: each replica's micro-batch sizes; all replicas run the same number, so that none waits in a collective.
     reason: why this plan was chosen, in words. notes: what else the user should know, a sentence each.
     predicted_peak_bytes, predicted_step_seconds: from the trials of its largest micro-batch.
-    peak_bytes, step_seconds: measured by running the plan itself for `verified_steps` optimizer steps; None before that.
+    peak_bytes: measured by running the plan itself for `verified_steps` optimizer steps; None before that.
+    step_seconds: the median of the steps but the first; on the CPU of a second such run, without the exact allocator.
 
     It refuses to exist (UsageError) if the sizes do not add up to the effective batch.
     """
@@ -79,6 +80,11 @@ class AccumulationPlan:
         return tuple(size / self.effective_batch_size for size in self.micro_batch_sizes)
 
     @property
+    def replica_weights(self) -> tuple[tuple[float, ...], ...]:
+        """Each replica's `weights`; all of them add up to 1."""
+        return tuple(tuple(size / self.effective_batch_size for size in sizes) for sizes in self.replicas)
+
+    @property
     def replica_factor(self) -> int:
         """The factor that undoes the averaging of gradients over replicas (DistributedDataParallel divides by it)."""
         return self.data_parallel_size
@@ -108,7 +114,10 @@ class Candidate:
 
 
 def check_effective_batch(effective_batch_size: int, data_parallel_size: int) -> None:
-    """Raise UsageError unless every replica gets at least one sample."""
+    """Raise UsageError unless both are whole numbers and every replica gets at least one sample."""
+    for name, value in (("the effective batch", effective_batch_size), ("data_parallel_size", data_parallel_size)):
+        if not isinstance(value, int):
+            raise UsageError(f"{name} is {value!r}: it must be a whole number.")
     if data_parallel_size < 1:
         raise UsageError(f"data_parallel_size is {data_parallel_size}: it counts replicas, so it must be at least 1.")
     if effective_batch_size < 1:

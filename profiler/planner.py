@@ -22,10 +22,9 @@ from profiler.plan import (
 from profiler.prober import Prober
 from profiler.trial import Completed
 from profiler.units import format_bytes, format_seconds
+from profiler.workers.protocol import TimedOut
 
 VERIFIED_STEPS = 5
-# Where the verification's own allocator is slowed for exactness, the plan's time is taken from a second run.
-TIMED_STEPS = 3
 # Splits whose time, estimated from the ladder, is within this of the best are worth measuring.
 WORTH_TIMING = 0.10
 MOST_TIMED = 4
@@ -53,6 +52,10 @@ def time_ladder(prober: Prober, largest: int) -> None:
     """Time the sizes of the ladder up to `largest`."""
     for size in ladder(largest):
         prober.time(size, "a point of the curve")
+
+
+def note_spread(prober: Prober) -> None:
+    """Say so where the timing of a size varied by more than WIDE_SPREAD, and what to do."""
     wide = [t for t in prober.throughputs.values() if t.spread > WIDE_SPREAD]
     if wide:
         worst = max(wide, key=lambda throughput: throughput.spread)
@@ -94,7 +97,7 @@ def make_plan(prober: Prober, finding: Finding, goal: Goal) -> AccumulationPlan:
         candidates = [candidate for candidate in candidates if candidate is not chosen]
     raise NothingFits(
         f"no plan for an effective batch of {goal.effective_batch_size} survived being run. {' '.join(failures)} "
-        "Raise --headroom or the memory limit."
+        "Raise --headroom, the memory limit, or the time limit."
     )
 
 
@@ -169,7 +172,7 @@ def _estimated_seconds(prober: Prober, goal: Goal, steps: int) -> float | None:
     """Seconds of an optimizer step by the timed sizes around its micro-batch; None where nothing was timed."""
     if not prober.throughputs:
         return None
-    size = split(goal.effective_batch_size, steps, goal.data_parallel_size)[0][0]
+    size = -(-goal.effective_batch_size // (steps * goal.data_parallel_size))
     timed = [prober.throughputs[tried] for tried in sorted(prober.throughputs)]
     above = next((throughput for throughput in timed if throughput.micro_batch_size >= size), timed[-1])
     # Per sample, throughput changes slowly with size; the nearest size above stands for it.
@@ -181,13 +184,19 @@ def _verified(prober: Prober, plan: AccumulationPlan) -> AccumulationPlan | str:
     """The plan with what running it measured, or a sentence that says how it failed."""
     sizes = plan.micro_batch_sizes
     ran = prober.run_plan(sizes, VERIFIED_STEPS)
+    if isinstance(ran, TimedOut):
+        return (
+            f"The plan {list(sizes)} did not end {VERIFIED_STEPS} optimizer steps within {format_seconds(ran.seconds)}: allow "
+            "more with --verification-timeout."
+        )
     if not isinstance(ran, Completed):
         return f"The plan {list(sizes)} ran out of memory in its {ran.phase} when it was run: {ran.message}."
     if ran.fits.allocator_retries:
         return f"The plan {list(sizes)} ran only by {ran.fits.allocator_retries} allocator retries."
     seconds = ran.step_seconds
     if prober.timing_setting is not prober.setting:
-        seconds = prober.time_plan(sizes, TIMED_STEPS) or ()
+        # The exact allocator is slow, so the plan's time is taken from a second run.
+        seconds = prober.time_plan(sizes, VERIFIED_STEPS) or ()
     # The first step makes the optimizer's state and loads what is loaded lazily.
     measured = median(seconds[1:]) if len(seconds) > 1 else None
     return replace(

@@ -18,6 +18,8 @@ NEARLY = 0.9
 # Timing a size takes about this many times as many steps as a sizing trial.
 TIMING_TRIALS = 5
 TRIAL_SECONDS = 120.0
+VERIFICATION_SECONDS = 600.0
+SIZING_MICRO_BATCHES = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +27,7 @@ class Limits:
     """Seconds that a trial, and the run of a whole plan, may take."""
 
     trial_seconds: float = TRIAL_SECONDS
-    verification_seconds: float = 600.0
+    verification_seconds: float = VERIFICATION_SECONDS
 
     def __post_init__(self) -> None:
         for seconds in (self.trial_seconds, self.verification_seconds):
@@ -74,12 +76,15 @@ class Prober:
         return outcome_of(reply, self._circumstances(size, predicted, reply))
 
     def _run(self, schedule: Schedule, *, fresh: bool) -> Completed | Failed | Died | TimedOut:
+        # The limit is a sizing trial's, of three micro-batches; a schedule of more gets more.
+        micro_batches = sum(len(sizes) for sizes in schedule.steps)
+        timeout_seconds = self.limits.trial_seconds * max(1.0, micro_batches / SIZING_MICRO_BATCHES)
         reply: Completed | Failed | Died | TimedOut = self.runner.size(
-            run_schedule, self.setting, schedule, timeout_seconds=self.limits.trial_seconds, fresh=fresh
+            run_schedule, self.setting, schedule, timeout_seconds=timeout_seconds, fresh=fresh
         )
         return reply
 
-    def run_plan(self, sizes: tuple[int, ...], steps: int) -> Completed | OutOfMemory:
+    def run_plan(self, sizes: tuple[int, ...], steps: int) -> Completed | OutOfMemory | TimedOut:
         """`steps` optimizer steps of accumulation over `sizes`, in a fresh worker under the budget."""
         self.observe(Started(what=f"the plan for {steps} optimizer steps", why="to prove it"))
         reply = self.runner.size(
@@ -89,7 +94,7 @@ class Prober:
             timeout_seconds=self.limits.verification_seconds,
             fresh=True,
         )
-        if isinstance(reply, Completed):
+        if isinstance(reply, Completed | TimedOut):
             return reply
         outcome = outcome_of(reply, self._circumstances(max(sizes), self.predicted_bytes(max(sizes)), reply))
         assert isinstance(outcome, OutOfMemory), "only a completed schedule fits"

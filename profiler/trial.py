@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from profiler.workload import Workload
 
 SEED = 0
+SAMPLES_LOOKED_AT = 32
 T = TypeVar("T")
 
 
@@ -89,11 +90,15 @@ class Done(Generic[T]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
-    """What a workload and a device are, before anything is trained."""
+    """What a workload and a device are, before anything is trained.
+
+    samples_vary: whether samples of the Dataset, in the order in which batches take them, differ in size.
+    """
 
     workload: str
     optimizer_is_default: bool
     compile: bool
+    samples_vary: bool
     facts: DeviceFacts
     capacity_bytes: int
 
@@ -112,6 +117,7 @@ def inspect(setting: Setting) -> Done[Inspection]:
             workload=workload.name,
             optimizer_is_default=workload.optimizer is None,
             compile=workload.compile,
+            samples_vary=_samples_vary(workload),
             facts=device.facts(),
             capacity_bytes=device.open(setting.limit_bytes),
         )
@@ -174,7 +180,7 @@ def _guarded(setting: Setting, job: Callable[[Device, Phase], T]) -> Done[T]:
     result: T | Failed
     try:
         result = job(device, phase)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script that ends itself is a bug in the workload
         device.close()  # first: making a report needs memory too
         result = _failed(error, device, phase, time.perf_counter() - start)
     finally:  # an interrupt passes, and must not leave the caller's process under the budget
@@ -184,7 +190,7 @@ def _guarded(setting: Setting, job: Callable[[Device, Phase], T]) -> Done[T]:
     return Done(result=result, worker_is_clean=clean)
 
 
-def _failed(error: Exception, device: Device, phase: Phase, seconds: float) -> Failed:
+def _failed(error: BaseException, device: Device, phase: Phase, seconds: float) -> Failed:
     try:
         peak_bytes = device.read_peaks().peak_bytes if phase.name != "workload" else None
     except RuntimeError:  # a device that an earlier error has made unusable cannot be asked
@@ -245,6 +251,15 @@ def _bytes_of(tensors: Iterable[Tensor]) -> int:
     """Bytes of the storages behind `tensors`, each counted once however many share it."""
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
     return sum(storages.values())
+
+
+def _samples_vary(workload: Workload) -> bool:
+    from profiler.batches import DatasetBatches, elements_of
+
+    batches = workload.make_batch
+    if not isinstance(batches, DatasetBatches) or batches.largest_first:
+        return False
+    return len({elements_of(batches.dataset[index]) for index in batches.order[:SAMPLES_LOOKED_AT]}) > 1
 
 
 def _check_precision(workload: Workload, device: Device) -> None:

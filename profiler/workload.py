@@ -78,8 +78,16 @@ class Workload:
         return model
 
     def build_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """The user's optimizer over `parameters`, AdamW where none is given."""
-        return self.optimizer(parameters) if self.optimizer is not None else torch.optim.AdamW(parameters)
+        """The user's optimizer over `parameters`, AdamW where none is given; WorkloadError where theirs is none."""
+        if self.optimizer is None:
+            return torch.optim.AdamW(parameters)
+        optimizer = self.optimizer(parameters)
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise WorkloadError(
+                f"Workload.optimizer returned {type(optimizer).__name__}, which is no torch.optim.Optimizer: return one made "
+                "from the parameters that it is given."
+            )
+        return optimizer
 
     def count_items(self, batch: Any) -> int:
         """How many items the loss of `batch` averages over."""

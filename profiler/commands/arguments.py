@@ -49,6 +49,12 @@ Classes = Annotated[int | None, typer.Option("--classes", help="Number of classe
 TrialTimeout = Annotated[
     float, typer.Option("--trial-timeout", metavar="SECONDS", help="Time limit of one trial.", show_default=True)
 ]
+VerificationTimeout = Annotated[
+    float,
+    typer.Option(
+        "--verification-timeout", metavar="SECONDS", help="Time limit of running the plan.", show_default=True
+    ),
+]
 Isolation = Annotated[
     str, typer.Option("--isolation", help="process: trials in workers. none: trials in this process.")
 ]

@@ -35,5 +35,5 @@ def handled() -> Iterator[None]:
         errors().print(Text.assemble(("error: ", "bold red"), str(error)))
         raise typer.Exit(error.exit_status) from None
     except KeyboardInterrupt:
-        errors().print(Text.assemble(("interrupted: ", "bold red"), "every worker has ended; records so far are kept."))
+        errors().print(Text.assemble(("interrupted: ", "bold red"), "every worker has ended."))
         raise typer.Exit(INTERRUPTED) from None

@@ -15,7 +15,7 @@ from profiler.commands.recording import Recording
 from profiler.commands.tables import comparison_table, finding_lines, plan_lines, print_lines, sizes_table
 from profiler.errors import NothingFits
 from profiler.options import DEFAULT_HEADROOM, Options
-from profiler.prober import TRIAL_SECONDS, Limits
+from profiler.prober import TRIAL_SECONDS, VERIFICATION_SECONDS, Limits
 from profiler.report import Report
 
 
@@ -41,6 +41,7 @@ def probe(
     sequence_length: arguments.SequenceLength = None,
     classes: arguments.Classes = None,
     trial_timeout: arguments.TrialTimeout = TRIAL_SECONDS,
+    verification_timeout: arguments.VerificationTimeout = VERIFICATION_SECONDS,
     isolation: arguments.Isolation = "process",
     comparison: Annotated[
         bool, typer.Option("--compare/--no-compare", help="Compare summed loss with a backward each.")
@@ -61,7 +62,7 @@ def probe(
             ceiling=arguments.parse_ceiling(ceiling),
             equal=equal,
             isolation=cast(Literal["process", "none"], isolation),
-            limits=Limits(trial_seconds=trial_timeout),
+            limits=Limits(trial_seconds=trial_timeout, verification_seconds=verification_timeout),
             target_options=arguments.target_options(
                 image_size=image_size,
                 sequence_length=sequence_length,
@@ -98,4 +99,6 @@ def _print(report: Report, files: list[Path], *, as_json: bool) -> None:
         console.print()
         comparison_table(report.comparison, report.run.capacity_bytes).print(console)
     print_lines(console, (f"note: {note}" for note in report.notes))
+    reasons = dict.fromkeys(timed.energy_note for timed in report.throughput if timed.energy_note)
+    print_lines(console, (f"note: energy per sample is unknown: {reason}" for reason in reasons))
     print_lines(console, (str(path) for path in files))

@@ -7,6 +7,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from rich.text import Text
+
+from profiler.commands.console import errors
 from profiler.events import Began, Compared, Event, Found, Noted, Observer, Planned, SizeTried, Timed
 from profiler.records import Records, RecordWriter
 from profiler.report import Report, RunInfo
@@ -35,6 +38,8 @@ class Recording:
     ) -> None:
         if self._writer is not None:
             self._writer.close()
+            if kind is not None:
+                errors().print(Text(f"the records so far are in {self.path}; `microbatch plot` draws them."))
         elif kind is not None and self._folder is not None:
             self._folder.discard()
 

@@ -100,7 +100,8 @@ def plan_lines(plan: AccumulationPlan, run: RunInfo) -> Iterable[str]:
         for replica, replica_sizes in enumerate(plan.replicas):
             yield f"    replica {replica}                         {_runs(replica_sizes)}, {sum(replica_sizes)} samples"
         yield f"  multiply each loss by               its weight × {plan.replica_factor}, since gradients are averaged over replicas"
-    weights = dict.fromkeys(f"{size}/{plan.effective_batch_size}" for size in sizes)
+    every = sorted({size for replica in plan.replicas for size in replica}, reverse=True)
+    weights = [f"{size}/{plan.effective_batch_size}" for size in every]
     yield f"  weight of each one's loss           {', '.join(weights)}"
     if plan.peak_bytes is not None:
         share = plan.peak_bytes / run.capacity_bytes

@@ -24,6 +24,8 @@ _OUTPUT_TAIL_BYTES = 20_000
 _PR_SET_PDEATHSIG = 1
 # The memory of a large process takes the kernel some seconds to take back.
 _DYING_SECONDS = 10.0
+# The system's clocks end somewhere, and a time limit may be infinite.
+_LONGEST_WAIT_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +131,7 @@ def _run(worker: _Worker, job: Job, requests: int) -> tuple[Reply | None, bool]:
         left = deadline - time.monotonic()
         if left <= 0:
             return TimedOut(seconds=time.monotonic() - start, output=_output(worker)), False
-        ready, _, _ = select.select([worker.results, requests], [], [], left)
+        ready, _, _ = select.select([worker.results, requests], [], [], min(left, _LONGEST_WAIT_SECONDS))
         if worker.results in ready:
             try:
                 reply, clean = receive(worker.results)

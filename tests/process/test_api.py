@@ -35,7 +35,7 @@ from profiler import (
     find_accumulation_plan,
     probe,
 )
-from profiler.events import Began, Compared, Event, Found, Planned, SizeTried, Started, Timed, unobserved
+from profiler.events import Began, Compared, Event, Found, Noted, Planned, SizeTried, Started, Timed, unobserved
 from profiler.opening import open_prober
 from profiler.outcomes import Fits
 from profiler.units import MIB
@@ -655,3 +655,69 @@ def test_a_target_is_named_as_on_the_command_line(kept_servers: None, folder: Pa
     assert report.run.workload == "mine"
     assert report.finding.largest_fit == 2
     assert {entry.name for entry in folder.iterdir()} - {"__pycache__"} == {"train.py"}
+
+
+def leave(model: nn.Module, batch: Tensor) -> Tensor:
+    sys.exit(0)
+
+
+def no_optimizer(parameters: Any) -> Any:
+    return None
+
+
+@pytest.mark.parametrize("isolation", ["process", "none"])
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"loss": leave}, r"in its forward: SystemExit"),
+        ({"optimizer": no_optimizer}, r"Workload.optimizer returned NoneType, which is no torch.optim.Optimizer"),
+    ],
+)
+def test_what_ends_the_process_or_gives_no_optimizer_is_the_users_bug(
+    kept_servers: None, changes: dict[str, Any], words: str, isolation: Literal["process", "none"]
+) -> None:
+    with pytest.raises(WorkloadError, match=words):
+        find_accumulation_plan(even(**changes), 2, device="cpu", memory_limit=64 * MIB, isolation=isolation)
+
+
+def test_a_comparison_that_hangs_does_not_lose_the_plan(kept_servers: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hang(*arguments: Any) -> Any:
+        raise TrialError("it did not end")
+
+    monkeypatch.setattr("profiler.api.compare", hang)
+    report = probe(even(), Options(device="cpu", memory_limit=LIMIT, effective_batch_size=2, ceiling="target"))
+
+    assert report.plan is not None
+    assert report.comparison == ()
+    assert report.notes[-1] == "the strategies could not be compared: it did not end"
+
+
+def test_a_plan_that_does_not_end_in_time_is_said_and_the_next_is_tried(kept_servers: None) -> None:
+    limits = Limits(verification_seconds=1e-3)
+    options = Options(device="cpu", memory_limit=LIMIT, effective_batch_size=2, ceiling="target", limits=limits)
+    report = probe(even(), options, comparison=False)
+
+    assert report.plan is None
+    assert "did not end 5 optimizer steps within" in report.notes[-1]
+    assert "--verification-timeout" in report.notes[-1]
+
+
+def test_an_endless_time_limit_is_one(kept_servers: None) -> None:
+    limits = Limits(trial_seconds=float("inf"))
+    plan = find_accumulation_plan(even(), 1, device="cpu", memory_limit=LIMIT, limits=limits)
+
+    assert plan.micro_batch_sizes == (1,)
+
+
+@pytest.mark.parametrize(("worst_case", "said"), [(False, True), (True, False)])
+def test_samples_that_differ_in_size_are_noted(kept_servers: None, worst_case: bool, said: bool) -> None:
+    notes: list[str] = []
+    workload = Workload.supervised(Scalar, mean_error, Growing(), collate=padded, worst_case=worst_case)
+    with open_prober(
+        workload,
+        Options(device="cpu", memory_limit=64 * MIB),
+        lambda event: notes.extend([event.text] if isinstance(event, Noted) else []),
+    ):
+        pass
+
+    assert any("samples differ in size" in note for note in notes) == said

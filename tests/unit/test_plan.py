@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from math import fsum
+from typing import Any
 
 import pytest
 from hypothesis import assume, given
@@ -433,3 +434,17 @@ def test_whatever_there_is_to_choose_from_the_choice_is_safe_fast_and_small(
     rivals = [each for each in ties.values() if each.is_equal] if prefer_equal else []
     assert chosen in ties.values()
     assert chosen.peak_bytes == min(each.peak_bytes for each in rivals or ties.values())
+
+
+def test_every_replica_has_weights_of_its_own() -> None:
+    plan = plan_of(split(7, 2, 2))
+
+    assert plan.replicas == ((2, 2), (2, 1))
+    assert plan.replica_weights == ((2 / 7, 2 / 7), (2 / 7, 1 / 7))
+    assert plan.replica_weights[0] == plan.weights
+
+
+@pytest.mark.parametrize("batch", [8.0, "8", None])
+def test_an_effective_batch_is_a_whole_number(batch: Any) -> None:
+    with pytest.raises(UsageError, match="the effective batch is .*: it must be a whole number"):
+        check_effective_batch(batch, 1)

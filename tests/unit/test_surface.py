@@ -58,6 +58,7 @@ FLAGS = {
         "--sequence-length",
         "--classes",
         "--trial-timeout",
+        "--verification-timeout",
         "--isolation",
         "--compare/--no-compare",
         "--output",
