@@ -71,7 +71,7 @@ def preserved(setting: Setting) -> Iterator[Setting]:
 
         def optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
             own = list(parameters)
-            given = workload.optimizer(own) if workload.optimizer else torch.optim.AdamW(own)
+            given = workload.build_optimizer(own)
             restore.callback(_optimizer_state(given, own))
             return given
 

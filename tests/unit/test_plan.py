@@ -446,5 +446,5 @@ def test_every_replica_has_weights_of_its_own() -> None:
 
 @pytest.mark.parametrize("batch", [8.0, "8", None])
 def test_an_effective_batch_is_a_whole_number(batch: Any) -> None:
-    with pytest.raises(UsageError, match="the effective batch is .*: it must be a whole number"):
+    with pytest.raises(UsageError, match=r"the effective batch is .*: it must be a whole number"):
         check_effective_batch(batch, 1)
