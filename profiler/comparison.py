@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from profiler.errors import UsageError
 from profiler.events import Compared, Started
-from profiler.outcomes import Strategy, Trial
+from profiler.outcomes import Outcome, Strategy, Trial
 from profiler.prober import Prober
 from profiler.trial import Schedule
 
@@ -32,13 +32,15 @@ def compare(prober: Prober, micro_batch_size: int, *, most_steps: int = DEFAULT_
     while steps <= most_steps and not failed >= {Strategy.WHOLE_BATCH, Strategy.SUMMED_LOSS}:
         for strategy in Strategy:
             if strategy not in failed:
-                rows.append(_row(prober, strategy, micro_batch_size, steps))
+                # Of one micro-batch all three are the same step.
+                known = rows[0].outcome if steps == 1 and rows else None
+                rows.append(_row(prober, strategy, micro_batch_size, steps, known))
                 failed |= set() if rows[-1].fits else {strategy}
         steps *= 2
     return tuple(rows)
 
 
-def _row(prober: Prober, strategy: Strategy, size: int, steps: int) -> Trial:
+def _row(prober: Prober, strategy: Strategy, size: int, steps: int, known: Outcome | None) -> Trial:
     prober.observe(Started(what=f"{strategy.value.replace('_', ' ')}, {steps} × {size}", why="to compare peaks"))
     parts = (size * steps,) if strategy is Strategy.WHOLE_BATCH else (size,) * steps
     # The first step creates the optimizer's state, with a part as large as those to come: libraries keep memory for every
@@ -47,7 +49,7 @@ def _row(prober: Prober, strategy: Strategy, size: int, steps: int) -> Trial:
     alive = size if strategy is Strategy.ACCUMULATION else size * steps
     trial = Trial(
         micro_batch_size=size,
-        outcome=prober.run(schedule, alive),
+        outcome=known or prober.run(schedule, alive),
         strategy=strategy,
         accumulation_steps=steps,
         why="to compare peaks",

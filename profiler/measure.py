@@ -15,7 +15,7 @@ from profiler.steps import Training, run_step
 WINDOWS = 5
 WINDOW_SECONDS = 0.1
 LONG_WINDOWS = 3
-LONG_SECONDS = 0.5
+LONG_SECONDS = 0.2
 # NVML refreshes its energy counter every 20 to 100 ms.
 ENERGY_WINDOW_SECONDS = 1.0
 
