@@ -53,7 +53,7 @@ def _window(training: Training, device: Device, batch: Any, steps: int) -> float
     device.synchronize()
     start = perf_counter()
     for _ in range(steps):
-        training.backward(training.forward(batch))
+        training.passes.backward(training.passes.forward(batch))
     device.synchronize()
     return perf_counter() - start
 

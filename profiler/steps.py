@@ -13,9 +13,7 @@ from torch import Tensor, nn
 from profiler.batches import check_batch, to_device
 from profiler.errors import WorkloadError
 from profiler.outcomes import Strategy
-from profiler.workload import Workload
-
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+from profiler.workload import Precision, Workload
 
 
 @dataclass(slots=True)
@@ -26,18 +24,52 @@ class Phase:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Passes:
+    """A model's forward and backward, as its training runs them.
+
+    model: the module, or what stands for it in training: compiled, or wrapped for data parallelism. loss: the averaged
+    loss of a batch. autocast_dtype: what autocast computes in, None without it. scaler: None except in fp16.
+    """
+
+    model: Callable[..., Any]
+    loss: Callable[[nn.Module, Any], Tensor]
+    device: torch.device
+    autocast_dtype: torch.dtype | None = None
+    scaler: torch.amp.GradScaler | None = None
+    phase: Phase = field(default_factory=Phase)
+
+    def forward(self, batch: Any) -> Tensor:
+        """The averaged loss of `batch`, a scalar with a graph; WorkloadError where it is not."""
+        self.phase.name = "forward"
+        dtype = self.autocast_dtype
+        with torch.autocast(self.device.type, dtype=dtype) if dtype else contextlib.nullcontext():
+            loss = self.loss(cast(nn.Module, self.model), batch)
+        check_loss(loss)
+        return loss
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of `loss` to the parameters'."""
+        self.phase.name = "backward"
+        (self.scaler.scale(loss) if self.scaler is not None else loss).backward()
+
+
+def autocast_dtype(precision: Precision) -> torch.dtype | None:
+    """What autocast computes in at `precision`; None for the precisions that need no autocast."""
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
     """A workload brought onto a device, ready to step.
 
-    forward_model is `model`, compiled where the workload asks for it. scaler is None except in fp16. host_batches: those
-    made so far, by size, so that making one is not timed as training; None where each is made anew.
+    passes: the forward and backward of `model`, compiled where the workload asks for it. host_batches: those made so far,
+    by size, so that making one is not timed as training; None where each is made anew.
     """
 
     workload: Workload
     model: nn.Module
-    forward_model: Callable[..., Any]
+    passes: Passes
     optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler | None
     device: torch.device
     phase: Phase = field(default_factory=Phase)
     host_batches: dict[int, Any] | None = None
@@ -46,11 +78,14 @@ class Training:
     def start(cls, workload: Workload, device: torch.device, phase: Phase, *, keep_batches: bool = False) -> Training:
         """Build the model and its optimizer on `device`, in training mode.
 
+        A model in training mode stays as it is, with the modules in it that are frozen in evaluation mode.
         keep_batches: make a batch of each size once; training has data loaders for that.
         Raises WorkloadError for a model without trainable parameters, and whatever the user's builders raise.
         """
         phase.name = "model"
-        model = workload.build_model().to(device).train()
+        model = workload.build_model().to(device)
+        if not model.training:
+            model.train()
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not trainable:
             raise WorkloadError(
@@ -62,9 +97,15 @@ class Training:
         return cls(
             workload=workload,
             model=model,
-            forward_model=torch.compile(model) if workload.compile else model,
+            passes=Passes(
+                model=torch.compile(model) if workload.compile else model,
+                loss=workload.loss,
+                device=device,
+                autocast_dtype=autocast_dtype(workload.precision),
+                scaler=scaler,
+                phase=phase,
+            ),
             optimizer=workload.build_optimizer(trainable),
-            scaler=scaler,
             device=device,
             phase=phase,
             host_batches={} if keep_batches else None,
@@ -84,30 +125,17 @@ class Training:
         check_batch(batch, size)
         return batch
 
-    def forward(self, batch: Any) -> Tensor:
-        """The averaged loss of `batch`, a scalar with a graph; WorkloadError where it is not."""
-        self.phase.name = "forward"
-        dtype = _AUTOCAST.get(self.workload.precision)
-        with torch.autocast(self.device.type, dtype=dtype) if dtype else contextlib.nullcontext():
-            loss = self.workload.loss(cast(nn.Module, self.forward_model), batch)
-        check_loss(loss)
-        return loss
-
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradients of `loss` to the parameters'."""
-        self.phase.name = "backward"
-        (self.scaler.scale(loss) if self.scaler is not None else loss).backward()
-
     def optimizer_step(self) -> None:
         """Step the optimizer on the gradients as they are; WorkloadError where fp16 makes it skip the step."""
         self.phase.name = "optimizer step"
-        if self.scaler is None:
+        scaler = self.passes.scaler
+        if scaler is None:
             self.optimizer.step()
             return
-        self.scaler.step(self.optimizer)
-        before = self.scaler.get_scale()
-        self.scaler.update()
-        if self.scaler.get_scale() < before:
+        scaler.step(self.optimizer)
+        before = scaler.get_scale()
+        scaler.update()
+        if scaler.get_scale() < before:
             raise WorkloadError(
                 f"the gradients are not finite in fp16 even at a loss scale of {before:g}, so the optimizer skips its "
                 "step and its memory cannot be measured: use bf16 or fp32, or lower the loss."
@@ -132,37 +160,37 @@ def check_loss(loss: Any) -> None:
 Parts = Iterable[tuple[Any, float]]
 
 
-def whole_batch(training: Training, parts: Parts) -> Tensor:
+def whole_batch(passes: Passes, parts: Parts) -> Tensor:
     """One forward and one backward over the only part; the loss, detached."""
     ((batch, _),) = parts
-    loss = training.forward(batch)
-    training.backward(loss)
+    loss = passes.forward(batch)
+    passes.backward(loss)
     return loss.detach()
 
 
-def summed_loss(training: Training, parts: Parts) -> Tensor:
+def summed_loss(passes: Passes, parts: Parts) -> Tensor:
     """A forward of every part, then one backward over the sum of weighted losses: every part's graph stays alive."""
     total: Tensor | None = None
     for batch, weight in parts:
-        loss = training.forward(batch) * weight
+        loss = passes.forward(batch) * weight
         total = loss if total is None else total + loss
     assert total is not None, "a step has at least one part"
-    training.backward(total)
+    passes.backward(total)
     return total.detach()
 
 
-def accumulation(training: Training, parts: Parts) -> Tensor:
+def accumulation(passes: Passes, parts: Parts) -> Tensor:
     """A forward and a backward of every part by itself: each graph is freed, and gradients add up in .grad."""
     total: Tensor | None = None
     for batch, weight in parts:
-        loss = training.forward(batch) * weight
-        training.backward(loss)
+        loss = passes.forward(batch) * weight
+        passes.backward(loss)
         total = loss.detach() if total is None else total + loss.detach()
     assert total is not None, "a step has at least one part"
     return total
 
 
-GRADIENT: dict[Strategy, Callable[[Training, Parts], Tensor]] = {
+GRADIENT: dict[Strategy, Callable[[Passes, Parts], Tensor]] = {
     Strategy.WHOLE_BATCH: whole_batch,
     Strategy.SUMMED_LOSS: summed_loss,
     Strategy.ACCUMULATION: accumulation,
@@ -176,7 +204,7 @@ def run_step(training: Training, strategy: Strategy, sizes: Sequence[int]) -> Te
     measured as well by them.
     """
     training.optimizer.zero_grad(set_to_none=True)
-    loss = GRADIENT[strategy](training, _parts(training, sizes))
+    loss = GRADIENT[strategy](training.passes, _parts(training, sizes))
     training.optimizer_step()
     return loss
 

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[2] / "profiler"
 LAYERS = (
     # Words and values.
     ("errors", "outcomes", "codec", "nearest", "tracebacks"),
-    ("units",),
+    ("units", "equivalence"),
     # What to try and what to choose; the curve through what was tried.
     ("plan", "curve"),
     ("search",),
@@ -48,7 +48,7 @@ LAYERS = (
 
 PURE = (
     *("errors", "units", "outcomes", "search", "plan", "curve", "report", "events", "lines", "codec"),
-    *("nearest", "files", "tracebacks"),
+    *("nearest", "files", "tracebacks", "equivalence"),
 )
 
 # Every package that is not Python's own, and the modules that may import it, at the top or inside a function.
