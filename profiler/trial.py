@@ -122,7 +122,7 @@ def inspect(setting: Setting) -> Done[Inspection]:
             capacity_bytes=device.open(setting.limit_bytes),
         )
 
-    return _guarded(setting, job)
+    return guarded(setting, job)
 
 
 def run_schedule(setting: Setting, schedule: Schedule) -> Done[Completed]:
@@ -141,7 +141,7 @@ def run_schedule(setting: Setting, schedule: Schedule) -> Done[Completed]:
             seconds.append(time.perf_counter() - began)
             if len(seconds) == 1:
                 device.charge_loaded()
-                _check_finite(float(loss))
+                check_finite(float(loss))
             del loss
         peaks = device.read_peaks()
         return Completed(
@@ -157,7 +157,7 @@ def run_schedule(setting: Setting, schedule: Schedule) -> Done[Completed]:
             step_seconds=tuple(seconds),
         )
 
-    return _guarded(setting, job)
+    return guarded(setting, job)
 
 
 def time_size(setting: Setting, size: int) -> Done[Throughput]:
@@ -169,10 +169,11 @@ def time_size(setting: Setting, size: int) -> Done[Throughput]:
         device.settle()
         return measure_throughput(_start(setting, device, phase), device, size)
 
-    return _guarded(setting, job)
+    return guarded(setting, job)
 
 
-def _guarded(setting: Setting, job: Callable[[Device, Phase], T]) -> Done[T]:
+def guarded(setting: Setting, job: Callable[[Device, Phase], T]) -> Done[T]:
+    """What `job` gives, or how it failed as data; the device is closed at its end, whatever happens."""
     from profiler.steps import Phase
 
     device, phase = open_device(setting.device), Phase(name="workload")
@@ -207,21 +208,27 @@ def _failed(error: BaseException, device: Device, phase: Phase, seconds: float) 
     )
 
 
-def _start(setting: Setting, device: Device, phase: Phase, first_step: tuple[int, ...] | None = None) -> Training:
-    """The workload in training on the device, under the setting's budget, which counts from its first byte on.
-
-    first_step: the sizes of the first step; a compiled model on the CPU runs them once before the budget, because there
-    the compiler's own memory is host memory too and would count as the model's.
-    """
+def loaded(setting: Setting) -> Workload:
+    """The workload, with the caller's switches and a fixed seed in force."""
     import torch
-
-    from profiler.steps import Training, run_step
 
     setting.switches.apply()
     torch.manual_seed(SEED)
     workload = setting.source.load()
     if workload.precision == "tf32":
         use_tf32()
+    return workload
+
+
+def _start(setting: Setting, device: Device, phase: Phase, first_step: tuple[int, ...] | None = None) -> Training:
+    """The workload in training on the device, under the setting's budget, which counts from its first byte on.
+
+    first_step: the sizes of the first step; a compiled model on the CPU runs them once before the budget, because there
+    the compiler's own memory is host memory too and would count as the model's.
+    """
+    from profiler.steps import Training, run_step
+
+    workload = loaded(setting)
     keep_batches = setting.limit_bytes is None or not device.measures_host_memory
     if workload.compile and device.type == "cpu" and first_step is not None:
         training = Training.start(workload, device.torch_device, phase, keep_batches=keep_batches)
@@ -267,7 +274,8 @@ def _check_precision(workload: Workload, device: Device) -> None:
         raise UsageError(f"tf32 is a mode of NVIDIA GPUs and {device.name} has none: use fp32 or bf16 here.")
 
 
-def _check_finite(loss: float) -> None:
+def check_finite(loss: float) -> None:
+    """Raise WorkloadError unless the loss is a number."""
     if not isfinite(loss):
         raise WorkloadError(
             f"the loss of the first step is {loss}: with it no gradient is worth measuring. Check the batch, the "

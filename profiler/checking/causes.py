@@ -1,0 +1,163 @@
+"""What makes accumulation differ from the whole batch: how the loss decomposes, and the modules that break it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from functools import partial
+from typing import TypeVar
+
+from profiler.checking.decomposition import Counter, Found, Measured, decompose, places_of
+from profiler.checking.holding import held
+from profiler.checking.mixing import mixing_modules
+from profiler.checking.modules import batch_norms, frozen_statistics, hooked_parameters, keeping_state, without_hooks
+from profiler.checking.subject import Part, Subject, buffers_of, put_buffers, tried
+from profiler.checking.ways import Split, deviation
+from profiler.equivalence import Decomposition, Way
+
+T = TypeVar("T")
+# Each takes some forwards to find, and what is to be done is clear before.
+MOST_MIXING = 16
+
+
+class Kind(StrEnum):
+    """What a module does that breaks the identity."""
+
+    BATCH_NORM = "normalises each micro-batch by itself"
+    STATE = "changes its state at every forward"
+    HOOKS = "hooks change the gradient of each micro-batch"
+    MIXING = "lets samples of a batch see each other"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cause:
+    """Modules (of HOOKS, parameters) that break the identity, by qualified name, with their classes.
+
+    active: how far they alone move the gradient of equal parts, relative to the whole one's norm; frozen: how far it is
+    off without them. None where that could not be measured. breaks: whether they move it by more than rounding.
+    """
+
+    kind: Kind
+    names: tuple[str, ...]
+    classes: tuple[str, ...] = ()
+    active: float | None = None
+    frozen: float | None = None
+    breaks: bool = True
+
+
+def find_causes(
+    subject: Subject, splits: tuple[Split, ...], least: int, declared: Counter, *, declares: bool
+) -> tuple[Found, tuple[Cause, ...]]:
+    """How the loss decomposes with everything switched off that could break it, and what breaks it switched on alone."""
+    present = _present(subject)
+    with _quiet(subject, *present) as quiet:
+        found, mixing = _decomposed(quiet, splits, least, declared if declares else None)
+        frozen = _deviation(quiet, splits[0], found)
+    # Without weights that make the rest add up there is nothing that one cause alone could be measured against.
+    known = found.decomposes is not Decomposition.NO and not mixing
+    causes = [
+        _measured_cause(subject, cause, present, splits[0], found, frozen) if known else _unmeasured(cause)
+        for cause in present.values()
+    ]
+    if mixing:
+        causes.append(_cause(subject, Kind.MIXING, mixing))
+    return found, tuple(causes)
+
+
+def _decomposed(
+    subject: Subject, splits: tuple[Split, ...], least: int, declared: Counter | None
+) -> tuple[Found, tuple[str, ...]]:
+    """How the loss decomposes, behind modules that mix samples where there are any, and which those are.
+
+    The first that mixes hides those behind it, so it is held and the search goes on.
+    """
+    mixing: tuple[str, ...] = ()
+    found = decompose(subject, _measured(subject, splits), declared)
+    while found.decomposes is Decomposition.NO and len(mixing) < MOST_MIXING:
+        more = _behind(subject, mixing, lambda behind: mixing_modules(behind, least))
+        if isinstance(more, str) or not set(more) - set(mixing):
+            break
+        mixing = tuple(dict.fromkeys((*mixing, *more)))
+        got = _behind(subject, mixing, lambda behind: decompose(behind, _measured(behind, splits), declared))
+        if isinstance(got, str):  # nothing behind them is trained
+            break
+        found = got
+    return found, mixing
+
+
+def _behind(subject: Subject, mixing: tuple[str, ...], look: Callable[[Subject], T]) -> T | str:
+    """What `look` sees behind those modules; the reason where it cannot be run there."""
+
+    def behind() -> T:
+        with held(subject, mixing) as quiet:
+            return look(quiet)
+
+    return tried(behind, subject.passes.device.type)
+
+
+def _present(subject: Subject) -> dict[Kind, Cause]:
+    """What may break it, before it is measured."""
+    norms = tuple(batch_norms(subject.model))
+    found = {Kind.BATCH_NORM: norms, Kind.STATE: keeping_state(subject), Kind.HOOKS: hooked_parameters(subject.model)}
+    return {
+        kind: Cause(kind=kind, names=names) if kind is Kind.HOOKS else _cause(subject, kind, names)
+        for kind, names in found.items()
+        if names
+    }
+
+
+def _cause(subject: Subject, kind: Kind, names: tuple[str, ...]) -> Cause:
+    modules = dict(subject.model.named_modules())
+    classes = [type(modules[name]).__name__ for name in names]
+    shown = tuple(name or class_name for name, class_name in zip(names, classes, strict=True))  # "" is the model itself
+    return Cause(kind=kind, names=shown, classes=tuple(dict.fromkeys(classes)))
+
+
+def _measured_cause(
+    subject: Subject, cause: Cause, present: dict[Kind, Cause], sizes: Split, found: Found, frozen: Way | None
+) -> Cause:
+    with _quiet(subject, *(kind for kind in present if kind is not cause.kind)) as alone:
+        active = _deviation(alone, sizes, found)
+    return replace(
+        cause,
+        active=active.gradient_difference if active is not None else None,
+        frozen=frozen.gradient_difference if frozen is not None else None,
+        breaks=active is None or not active.equal,
+    )
+
+
+def _unmeasured(cause: Cause) -> Cause:
+    """BatchNorm and hooks are taken to break it; state may be harmless."""
+    return replace(cause, breaks=cause.kind is not Kind.STATE)
+
+
+def _deviation(subject: Subject, sizes: Split, found: Found) -> Way | None:
+    got: Way | str = tried(lambda: deviation(subject, sizes, found.weights(sizes)), subject.passes.device.type)
+    return None if isinstance(got, str) else got
+
+
+@contextmanager
+def _quiet(subject: Subject, *off: Kind) -> Iterator[Subject]:
+    """The subject with those kinds of causes switched off."""
+    with ExitStack() as stack:
+        if Kind.BATCH_NORM in off:
+            stack.enter_context(frozen_statistics(subject))
+        if Kind.HOOKS in off:
+            stack.enter_context(without_hooks(subject.model))
+        if Kind.STATE in off:
+            before = buffers_of(subject.model)
+            subject = replace(subject, before_forward=(lambda: put_buffers(subject.model, before),))
+        yield subject
+
+
+def _measured(subject: Subject, splits: tuple[Split, ...]) -> Measured:
+    """The whole batch and the parts of the two splits that tell most, where they run; the smallest parts last."""
+    divisions = []
+    for sizes in splits[-2:]:
+        parts = [tried(partial(subject.part, places), subject.passes.device.type) for places in places_of(sizes)]
+        ran = tuple(part for part in parts if isinstance(part, Part))
+        if len(ran) == len(parts):
+            divisions.append(ran)
+    return Measured(whole=subject.part(range(subject.samples)), divisions=tuple(divisions))

@@ -1,0 +1,191 @@
+"""The order of the check: the batch as it trains, every way to its gradient, then what makes them differ."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from math import isfinite
+
+import torch
+from torch import nn
+
+from profiler.checking.causes import find_causes
+from profiler.checking.decomposition import Counter, places_of
+from profiler.checking.draws import FixedDraws, module_names
+from profiler.checking.subject import Subject, buffers_kept, in_float64, tried
+from profiler.checking.ways import Split, reference_of, splits_of, way, whole_way
+from profiler.checking.words import NUMPY, PYTHON, Facts, in_words
+from profiler.equivalence import Equivalence, Way
+from profiler.errors import WorkloadError
+from profiler.outcomes import Strategy
+from profiler.steps import Training
+from profiler.trial import check_finite
+
+SMALLEST_TRIED = (1, 2, 4, 8)
+_DTYPES = {torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+def equivalence_of(training: Training, samples: int, *, thorough: bool) -> Equivalence:
+    """Whether accumulation over parts of a batch of `samples` equals the whole batch, for this workload as it trains.
+
+    thorough: every way, in fp64 and in the training precision; else a backward a part alone, in one precision.
+    Raises whatever the workload raises in a whole batch, and WorkloadError where its loss is no number, where no part of
+    the batch runs, or where `loss_items` gives what is no count.
+    """
+    subject = _subject(training, samples)
+    count = _counter(training, subject)
+    random_modules = _drawing(subject)
+    least, too_small = _least(subject)
+    splits = splits_of(samples, least)
+    trained: tuple[Way, ...] = ()
+    if thorough and subject.precision != "fp64":
+        trained = _ways(subject, splits, count, thorough=True)
+    with ExitStack() as stack:
+        exact, why_not_exact = _exact(subject, stack)
+        ways = trained if trained and exact is subject else _ways(exact, splits, count, thorough=thorough)
+        found, causes = find_causes(exact, splits, least, count, declares=training.workload.loss_items is not None)
+    return in_words(
+        Facts(
+            samples=samples,
+            precision=exact.precision,
+            declares=training.workload.loss_items is not None,
+            counted=(float(count(range(samples))), sum(float(count((place,))) for place in range(samples))),
+            ways=(*ways, *(trained if trained is not ways else ())),
+            found=found,
+            causes=causes,
+            random_modules=random_modules,
+            too_small=f"micro-batches of {least - 1}: {too_small}" if too_small else "",
+            why_not_exact=why_not_exact,
+        )
+    )
+
+
+def _subject(training: Training, samples: int) -> Subject:
+    """The workload on one batch, which ran once as it trains, so that a bug in it shows as that bug."""
+    model: nn.Module = getattr(training.model, "_orig_mod", training.model)  # what torch.compile made it of
+    passes = replace(training.passes, model=model, scaler=None)
+    batch = training.batch(samples)
+    with buffers_kept(model):
+        loss = passes.forward(batch)
+        passes.backward(loss)
+        check_finite(float(loss.detach()))
+    model.zero_grad(set_to_none=True)
+    return Subject(
+        passes=passes,
+        model=model,
+        batch=batch,
+        samples=samples,
+        precision=_precision(model, training.workload.precision),
+    )
+
+
+def _precision(model: nn.Module, declared: str) -> str:
+    """What the model really trains in: a model of another type than fp32 without autocast has its own."""
+    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    only = next(iter(dtypes)) if len(dtypes) == 1 else None
+    return _DTYPES.get(only, declared) if only is not None and declared == "fp32" else declared
+
+
+def _counter(training: Training, subject: Subject) -> Counter:
+    """What samples count by the workload's `loss_items`, asked once for each part; their number where it has none.
+
+    Raises WorkloadError for what is no count, and where the whole batch counts nothing.
+    """
+    workload, phase = training.workload, training.phase
+    if workload.loss_items is None:
+        return len
+    known: dict[tuple[int, ...], float] = {}
+
+    def count(places: Sequence[int]) -> float:
+        key = tuple(places)
+        if key not in known:
+            phase.name = "loss_items"
+            known[key] = float(workload.count_items(subject.take(places)))
+            if not isfinite(known[key]) or known[key] < 0:
+                raise WorkloadError(
+                    f"loss_items gave {known[key]} for {len(key)} samples: it must give how many items they hold, or the "
+                    "sum of their weights."
+                )
+        return known[key]
+
+    if not count(range(subject.samples)):
+        raise WorkloadError(
+            f"loss_items counts nothing in a batch of {subject.samples} samples, so no part has a share of it: check what it "
+            "counts, and the batch."
+        )
+    return count
+
+
+def _drawing(subject: Subject) -> tuple[str, ...]:
+    """The modules that draw random numbers in a forward, and other sources that change in it."""
+    numpy = sys.modules.get("numpy")
+    with module_names(subject.model) as where:
+        watched = replace(subject, draws=FixedDraws(where), before_forward=(lambda: states.append(_states()),))
+        states: list[tuple[object, ...]] = []
+        watched.forward(range(subject.samples))
+    names = list(watched.draws.drew)
+    before, after = states[0], _states()
+    names += [PYTHON] if before[0] != after[0] else []
+    names += [NUMPY] if numpy is not None and before[1:] != after[1:] else []
+    return tuple(names)
+
+
+def _states() -> tuple[object, ...]:
+    numpy = sys.modules.get("numpy")
+    if numpy is None:
+        return (random.getstate(),)
+    _, keys, place, *rest = numpy.random.get_state()
+    return (random.getstate(), keys.tobytes(), place, *rest)
+
+
+def _least(subject: Subject) -> tuple[int, str]:
+    """The smallest part that runs, and why a smaller one does not, "" where one sample does."""
+    why = ""
+    for size in SMALLEST_TRIED:
+        if size < subject.samples:
+            got = tried(partial(subject.part, range(size)), subject.passes.device.type)
+            if not isinstance(got, str):
+                return size, why
+            why = why or got
+    raise WorkloadError(
+        f"a batch of {subject.samples} samples runs, and no part of it does that was tried (of {SMALLEST_TRIED[0]} to "
+        f"{SMALLEST_TRIED[-1]} samples): {why}. Accumulation needs parts; check how the loss uses the batch."
+    )
+
+
+def _exact(subject: Subject, stack: ExitStack) -> tuple[Subject, str]:
+    """The subject in fp64, for as long as `stack` is open; itself, with the reason, where the model does not allow it."""
+    if subject.precision == "fp64":
+        return subject, ""
+    with ExitStack() as trial:
+        try:
+            batch = trial.enter_context(in_float64(subject.model, subject.batch))
+            passes = replace(subject.passes, autocast_dtype=None)
+            exact = replace(subject, batch=batch, passes=passes, precision="fp64")
+            whole = exact.part(range(subject.samples))
+            why = "" if isfinite(whole.loss) else "its loss is not a number there"
+        except Exception as error:  # a type that a kernel does not have, memory for twice the bytes: all say no
+            why = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
+        if not why:
+            stack.enter_context(trial.pop_all())
+            return exact, ""
+    return subject, why
+
+
+def _ways(subject: Subject, splits: tuple[Split, ...], count: Counter, *, thorough: bool) -> tuple[Way, ...]:
+    shares = {sizes: _shares(sizes, count) for sizes in splits}
+    reference = reference_of(subject, splits[-1], shares[splits[-1]])
+    strategies = (Strategy.SUMMED_LOSS, Strategy.ACCUMULATION) if thorough else (Strategy.ACCUMULATION,)
+    others = (way(subject, reference, strategy, sizes, shares[sizes]) for strategy in strategies for sizes in splits)
+    return (whole_way(subject, reference), *others)
+
+
+def _shares(sizes: Split, count: Counter) -> list[float]:
+    """Each part's weight, as the workload declares it."""
+    counts = [float(count(places)) for places in places_of(sizes)]
+    total = sum(counts) or 1.0
+    return [number / total for number in counts]

@@ -1,0 +1,203 @@
+"""How the loss of a batch follows from those of its parts, measured: f(batch) = sum of w_i f(part_i), with which w_i."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from math import isfinite
+
+import torch
+from torch import Tensor
+
+from profiler.checking.counts import counts_in, named_tensors
+from profiler.checking.subject import Part, Subject
+from profiler.equivalence import Decomposition
+
+# What the samples of a part, given by their places in the batch, count together.
+Counter = Callable[[Sequence[int]], float]
+SOLVED = 16.0
+# Samples that are tried as the one with which the others are compared.
+MOST_REFERENCES = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """The whole batch and its parts, each run by itself with everything switched off that breaks the identity.
+
+    divisions: the parts of each way to cut the batch. singles: whether the last of them has a sample a part.
+    """
+
+    whole: Part
+    divisions: tuple[tuple[Part, ...], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """How the loss decomposes.
+
+    items: over which items or by which weights it averages, an expression of `batch` or words; None for samples.
+    count: what samples count in it; where it does not decompose, samples. losses_add_up: whether the loss does, if not
+    its gradient.
+    """
+
+    decomposes: Decomposition
+    count: Counter = len
+    items: str | None = None
+    losses_add_up: bool = True
+
+    def weights(self, split: Sequence[int]) -> list[float]:
+        """The factor of each part's loss, for parts of those many samples in order."""
+        if self.decomposes is Decomposition.SUM:
+            return [1.0] * len(split)
+        counts = [float(self.count(places)) for places in places_of(split)]
+        return [number / sum(counts) for number in counts]
+
+
+def places_of(split: Sequence[int]) -> list[range]:
+    """The places in the batch of each part's samples."""
+    ends = list(accumulate(split))
+    return [range(end - size, end) for end, size in zip(ends, split, strict=True)]
+
+
+def decompose(subject: Subject, measured: Measured, declared: Counter | None) -> Found:
+    """How the loss decomposes. declared: the workload's own `loss_items`, None where it counts samples.
+
+    What the workload declares is tried first, then samples, a sum, the counts that the batch holds, and last the weights
+    that pairs of samples show.
+    """
+    if declared is not None and follows(measured, declared, subject.tolerance):
+        counts = [declared(part.samples) for part in measured.divisions[-1]]
+        whole_numbers = all(float(count).is_integer() for count in counts)
+        kind = Decomposition.ITEMS if whole_numbers else Decomposition.WEIGHTED
+        return Found(decomposes=kind, count=declared, items="loss_items(batch)")
+    if follows(measured, len, subject.tolerance):
+        return Found(decomposes=Decomposition.SAMPLES)
+    if measured.divisions and all(
+        _adds_up(measured.whole, [(1.0, part) for part in parts], subject.tolerance) for parts in measured.divisions
+    ):
+        return Found(decomposes=Decomposition.SUM)
+    for count in counts_in(subject.batch, subject.samples):
+        counter = summing(count.per_sample)
+        if follows(measured, counter, subject.tolerance):
+            kind = Decomposition.WEIGHTED if count.is_weight else Decomposition.ITEMS
+            return Found(decomposes=kind, count=counter, items=count.expression)
+    weights = _weights_by_pairs(subject, measured)
+    # What was solved for carries the rounding of what it was solved from.
+    if weights is not None and follows(measured, summing(weights), SOLVED * subject.tolerance):
+        explained = _explained(weights, subject)
+        return Found(decomposes=Decomposition.WEIGHTED, count=summing(weights), items=explained)
+    return Found(decomposes=Decomposition.NO, losses_add_up=_only_losses_add_up(measured, declared or len, subject))
+
+
+def _only_losses_add_up(measured: Measured, count: Counter, subject: Subject) -> bool:
+    """Whether the losses of the parts make that of the whole, by what the workload declares."""
+    nothing = torch.zeros(0, dtype=torch.float64)
+    losses = Measured(
+        whole=replace(measured.whole, sketch=nothing),
+        divisions=tuple(tuple(replace(part, sketch=nothing) for part in parts) for parts in measured.divisions),
+    )
+    return follows(losses, count, subject.tolerance)
+
+
+def summing(per_sample: Tensor) -> Counter:
+    """What samples count together, from a number for each."""
+    return lambda samples: float(per_sample[list(samples)].sum())
+
+
+def follows(measured: Measured, count: Counter, tolerance: float) -> bool:
+    """Whether the whole batch's loss and gradient are those of its parts, weighted by their share of what they count."""
+    if not measured.divisions:
+        return False
+    for parts in measured.divisions:
+        counts = [float(count(part.samples)) for part in parts]
+        total = sum(counts)
+        if not total > 0 or not isfinite(total):
+            return False
+        weighted = zip((number / total for number in counts), parts, strict=True)
+        if not _adds_up(measured.whole, weighted, tolerance):
+            return False
+    return True
+
+
+def _adds_up(whole: Part, weighted: Iterable[tuple[float, Part]], tolerance: float) -> bool:
+    counted = [(weight, part) for weight, part in weighted if weight]
+    if not all(isfinite(part.loss) and isfinite(part.norm) for _, part in counted):
+        return False
+    loss = sum(weight * part.loss for weight, part in counted)
+    size = sum(abs(weight * part.loss) for weight, part in counted) + abs(whole.loss)
+    gradient = sum((weight * part.sketch for weight, part in counted), torch.zeros_like(whole.sketch))
+    length = sum(weight * part.norm for weight, part in counted) + whole.norm
+    return abs(loss - whole.loss) <= tolerance * size and float((gradient - whole.sketch).norm()) <= tolerance * length
+
+
+def _weights_by_pairs(subject: Subject, measured: Measured) -> Tensor | None:
+    """Each sample's weight in the mean, relative to one of them; None where pairs are no weighted means."""
+    singles = measured.divisions[-1]
+    if any(len(part.samples) != 1 for part in singles):
+        return None
+    references = [part for part in singles if isfinite(part.loss) and isfinite(part.norm)]
+    for reference in references[:MOST_REFERENCES]:
+        weights = [_relative_weight(subject, reference, part) for part in singles]
+        if all(weight is not None for weight in weights):
+            return torch.tensor(weights, dtype=torch.float64)
+    return None
+
+
+def _relative_weight(subject: Subject, reference: Part, other: Part) -> float | None:
+    """How much `other` counts for each that `reference` does, from the loss and gradient of both together.
+
+    None where both together are no weighted mean of each, or `reference` counts for nothing.
+    """
+    if other is reference:
+        return 1.0
+    if not (isfinite(other.loss) and isfinite(other.norm)):
+        return 0.0  # a part without items is 0 / 0
+    both = subject.part(sorted((*reference.samples, *other.samples)))
+    # The loss is one more equation beside the gradient's, brought to about its size.
+    scale = (reference.norm + other.norm) / (abs(reference.loss) + abs(other.loss) or 1.0)
+    start, end, middle = (
+        torch.cat([part.sketch, part.sketch.new_tensor([part.loss * scale])]) for part in (reference, other, both)
+    )
+    way = end - start
+    if float(way.norm()) <= subject.tolerance * float(start.norm()):
+        return 1.0  # two samples that are the same count the same
+    share = float((middle - start) @ way / (way @ way))
+    length = float(start.norm() + end.norm())
+    if (
+        float((start + share * way - middle).norm()) > SOLVED * subject.tolerance * length
+        or not -1e-9 < share < 1 - 1e-9
+    ):
+        return None
+    return max(share, 0.0) / (1 - share)
+
+
+def _explained(weights: Tensor, subject: Subject) -> str:
+    """The weights in words: by the classes that decide them where they do, else by their range."""
+    least = float(weights[weights > 0].min())
+    for path, tensor in named_tensors(subject.batch):
+        if tensor.dim() and len(tensor) == len(weights) and not (tensor.is_floating_point() or tensor.is_complex()):
+            by_class = _by_class(weights / least, tensor.detach().cpu())
+            if by_class:
+                smallest = min(weight for weight in by_class.values() if weight > 0)
+                shown = ", ".join(f"{label}: {weight / smallest:.4g}" for label, weight in by_class.items())
+                ignored = [label for label, weight in by_class.items() if weight <= 0]
+                chosen = f"{path}[{' & '.join(f'({path} != {label})' for label in ignored)}]" if ignored else path
+                return f"class_weights[{chosen}].sum(), where class_weights, relative to the smallest, are {shown}"
+    return f"a weight of each sample's own, the largest {float(weights.max()) / least:.4g} times the smallest"
+
+
+def _by_class(weights: Tensor, classes: Tensor) -> dict[int, float]:
+    """The weight of each class, if the weights of samples are sums of them; empty where they are not, or could be anyway."""
+    labels = classes.unique()
+    if len(labels) >= len(weights):
+        return {}
+    counts = torch.stack(
+        [(classes == label).flatten(1).sum(1) if classes.dim() > 1 else classes == label for label in labels]
+    )
+    table = counts.T.double()
+    solution = torch.linalg.lstsq(table, weights[:, None], driver="gelsd").solution[:, 0]
+    if float((table @ solution - weights).abs().max()) > 1e-6 * float(weights.max()) or float(solution.min()) < -1e-6:
+        return {}
+    found = {int(label): round(float(weight), 6) for label, weight in zip(labels, solution, strict=True)}
+    return found if any(weight > 0 for weight in found.values()) else {}

@@ -1,0 +1,222 @@
+"""Random numbers switched off wherever they are drawn: in modules, in functional calls, inside of torch's own layers."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+SEED = 0
+LOSS = "the loss"
+# Operators that draw and that torch does not tag as such.
+_UNTAGGED = {"aten::binomial", "aten::_sample_dirichlet"}
+# Arguments that are a probability of dropout, in forwards and in their backwards.
+_DROPOUT = ("dropout_p", "dropout")
+
+
+class FixedDraws(TorchDispatchMode):
+    """Inside of it every draw gives its expected value, so that inverted dropout, of whatever make, is the identity.
+
+    It works on operators, below modules and functions, in forward and backward. A mode that only looked for
+    modules would miss functional calls and the dropout inside nn.LSTM and attention. The values do not depend on a
+    sample's place in its batch, so that a sample sees the same whichever part it is in; a permutation comes out reversed, so
+    that what mixes samples at random still mixes them. `drew` are the names given by `where` at each draw.
+    """
+
+    def __init__(self, where: Callable[[], str] = lambda: LOSS) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's has no types
+        self.drew: dict[str, None] = {}
+        self._where = where
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        named = dict(kwargs or {})
+        name = function._schema.name
+        if name == "aten::native_dropout_backward":
+            return args[0] * args[1]
+        args, named, was_on = _without_dropout(function, args, named)
+        draws = torch.Tag.nondeterministic_seeded in function.tags or name in _UNTAGGED
+        if was_on:
+            self.drew[self._where()] = None
+        if not draws or was_on is not None:
+            return function(*args, **named)
+        expected = _EXPECTED.get(name.removeprefix("aten::"), _first_everywhere)(function, args, named)
+        if expected is not None:
+            self.drew[self._where()] = None
+            return expected
+        return function(*args, **named)
+
+
+def _without_dropout(
+    function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any], bool | None]:
+    """The arguments with the dropout of fused layers set to 0; whether it was on, None where there is no such argument."""
+    for place, argument in enumerate(function._schema.arguments):
+        if argument.name in _DROPOUT and str(argument.type) == "float":
+            if place < len(args):
+                return (*args[:place], 0.0, *args[place + 1 :]), kwargs, bool(args[place])
+            return args, {**kwargs, argument.name: 0.0}, bool(kwargs.get(argument.name))
+    return args, kwargs, None
+
+
+def _argument(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Any:
+    for place, argument in enumerate(function._schema.arguments):
+        if argument.name == name:
+            return args[place] if place < len(args) else kwargs.get(name, argument.default_value)
+    return None
+
+
+Expected = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
+
+
+def _filled(value_of: Callable[[Callable[[str], Any]], Any]) -> Expected:
+    """The operator's own result, every number of it replaced; `value_of` is given a look-up of arguments by name."""
+
+    def expected(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        value = value_of(lambda name: _argument(function, args, kwargs, name))
+        result = function(*args, **kwargs)
+        if isinstance(value, Tensor):
+            return result.copy_(value)
+        return result.fill_(value)
+
+    return expected
+
+
+def _bernoulli(argument: Callable[[str], Any]) -> Any:
+    p = argument("p")
+    return argument("self") if p is None else p
+
+
+def _integer(argument: Callable[[str], Any]) -> int:
+    return int(((argument("low") or 0) + argument("high") - 1) // 2)
+
+
+def _permutation(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return function(*args, **kwargs).copy_(torch.arange(args[0] - 1, -1, -1))
+
+
+def _chosen(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The likeliest, over and over or, without replacement, one after the other."""
+    probabilities, count = args[:2]
+    if _argument(function, args, kwargs, "replacement"):
+        return probabilities.argmax(dim=-1, keepdim=True).expand(*probabilities.shape[:-1], count).clone()
+    return probabilities.topk(count, dim=-1).indices
+
+
+def _dropout(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    source, p, train = args[:3]
+    if train is False or not p:
+        return None
+    return source.clone(), torch.ones_like(source, dtype=torch.bool)
+
+
+def _rrelu(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if not _argument(function, args, kwargs, "training"):
+        return None
+    source, noise = args[:2]  # the noise is what the backward multiplies by
+    slope = (_argument(function, args, kwargs, "lower") + _argument(function, args, kwargs, "upper")) / 2
+    noise.copy_(torch.where(source <= 0, slope, 1.0))
+    result = source * noise
+    return source.copy_(result) if function._schema.name.endswith("_") else result
+
+
+def _first_everywhere(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """For operators without an entry: the first number of a draw with a fixed seed, in every place."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        result = function(*args, **kwargs)
+    for tensor in result if isinstance(result, tuple) else (result,):
+        if isinstance(tensor, Tensor) and tensor.numel():
+            tensor.fill_(tensor.flatten()[0])
+    return result
+
+
+_EXPECTED: dict[str, Expected] = {
+    "bernoulli": _filled(_bernoulli),
+    "bernoulli_": _filled(_bernoulli),
+    "uniform": _filled(lambda argument: (argument("from") + argument("to")) / 2),
+    "uniform_": _filled(lambda argument: (argument("from") + argument("to")) / 2),
+    "normal": _filled(lambda argument: argument("mean")),
+    "normal_": _filled(lambda argument: argument("mean")),
+    "exponential": _filled(lambda argument: 1 / argument("lambd")),
+    "exponential_": _filled(lambda argument: 1 / argument("lambd")),
+    "rand": _filled(lambda argument: 0.5),
+    "rand_like": _filled(lambda argument: 0.5),
+    "randn": _filled(lambda argument: 0.0),
+    "randn_like": _filled(lambda argument: 0.0),
+    "randint": _filled(_integer),
+    "randint_like": _filled(_integer),
+    "randperm": _permutation,
+    "multinomial": _chosen,
+    "native_dropout": _dropout,
+    "rrelu_with_noise": _rrelu,
+    "rrelu_with_noise_": _rrelu,
+}
+
+
+class InFloat64(TorchDispatchMode):
+    """Inside of it nothing falls back to a coarser type: casts to one give fp64, and mixed operands meet in fp64.
+
+    Models cast to fp32 in places (norms, losses), and losses hold fp32 constants such as class weights; both would leave
+    fp32's rounding in a run that is to be exact.
+    """
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        named = dict(kwargs or {})
+        if isinstance(named.get("dtype"), torch.dtype) and named["dtype"].is_floating_point:
+            named["dtype"] = torch.float64
+        flat = [*args, *named.values()]
+        nested = [part for value in flat if isinstance(value, list | tuple) for part in value]
+        floats = {value.dtype for value in (*flat, *nested) if isinstance(value, Tensor) and value.is_floating_point()}
+        if torch.float64 in floats and len(floats) > 1 and not function._schema.is_mutable:
+            args = tuple(_promoted(value) for value in args)
+            named = {name: _promoted(value) for name, value in named.items()}
+        return function(*args, **named)
+
+
+def _promoted(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.double() if value.is_floating_point() else value
+    if isinstance(value, list | tuple):
+        return type(value)(_promoted(part) for part in value)
+    return value
+
+
+def seed_everything() -> None:
+    """Begin every source of random numbers at the same place: torch's, Python's and NumPy's."""
+    torch.manual_seed(SEED)
+    random.seed(SEED)
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        numpy.random.seed(SEED)
+
+
+@contextmanager
+def module_names(model: nn.Module) -> Iterator[Callable[[], str]]:
+    """A function that says which module of `model` is running: its qualified name, the class's for the model itself."""
+    running: list[str] = []
+
+    def entered(shown: str) -> Callable[..., None]:
+        return lambda *_: running.append(shown)
+
+    def left(*_: Any) -> None:
+        running.pop()
+
+    hooks = []
+    for name, module in model.named_modules():
+        hooks.append(module.register_forward_pre_hook(entered(name or type(module).__name__)))
+        hooks.append(module.register_forward_hook(left, always_call=True))
+    try:
+        yield lambda: running[-1] if running else LOSS
+    finally:
+        for hook in hooks:
+            hook.remove()
