@@ -1,4 +1,4 @@
-"""Writes the README's measured parts from the committed results: what a probe printed, and what the search costs.
+"""Writes the README's measured parts from the committed results: what commands printed, and what the search costs.
 
 python -m benchmarks.readme
 """
@@ -12,6 +12,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 OUTPUT = ROOT / "results" / "digits-resnet_cpu" / "output.txt"
+CHECK = ROOT / "results" / "digits-resnet_cpu" / "check.txt"
+THREE_WAYS = ROOT / "results" / "three_ways_cpu" / "output.txt"
 COSTS = ROOT / "results" / "search_cost_cpu" / "table.csv"
 
 
@@ -23,6 +25,8 @@ def main() -> None:
 def updated(readme: str) -> str:
     """`readme` with its measured parts as the results have them."""
     readme = _replaced(readme, "output", f"```\n{printed(OUTPUT.read_text())}\n```")
+    readme = _replaced(readme, "check", f"```\n{checked(CHECK.read_text())}\n```")
+    readme = _replaced(readme, "three ways", f"```\n{_plain(THREE_WAYS.read_text())}\n```")
     return _replaced(readme, "search cost", costs(COSTS.read_text()))
 
 
@@ -31,6 +35,20 @@ def printed(output: str) -> str:
     lines = [line.rstrip() for line in output.splitlines()]
     start = next(index for index, line in enumerate(lines) if line.startswith("Largest micro-batch"))
     return "\n".join(line for line in lines[start:] if not line.startswith(("results/", "note:"))).strip()
+
+
+def checked(output: str) -> str:
+    """What a check printed, with its first table only, which decides."""
+    title = re.compile(r".* samples in \w+$")
+    blocks = re.split(r"\n(?=\S)", _plain(output))
+    tables = [block for block in blocks if title.match(block.splitlines()[0])]
+    return _plain("\n".join(block for block in blocks if block not in tables[1:]))
+
+
+def _plain(output: str) -> str:
+    """What a command printed, without the blanks that end its lines and with one empty line for several."""
+    lines = "\n".join(line.rstrip() for line in output.splitlines())
+    return re.sub(r"\n{3,}", "\n\n", lines).strip()
 
 
 def costs(table: str) -> str:

@@ -1,6 +1,7 @@
 """The committed reference runs on the CPU: the three examples, as a user types them.
 
-results/<workload>_cpu/  a probe's folder, and output.txt: what it printed
+results/<workload>_cpu/  a probe's folder, output.txt: what it printed, and check.txt: what the check of it printed
+results/three_ways_cpu/  what examples/three_ways.py printed
 
     python -m benchmarks.reference_runs
 """
@@ -10,6 +11,8 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+
+from profiler.commands import NOT_EQUAL
 
 # Effective batches that need accumulation under the default budget of 512 MiB. The text's first samples are short ones,
 # by which small sizes would look fast: with the longest first, every size has the same.
@@ -23,11 +26,31 @@ RUNS = {
 def main() -> None:
     """Run each, one after the other, since they are timed; end with the first status that is not 0."""
     for target, options in RUNS.items():
-        arguments = ["probe", target, *options, "--device", "cpu", "--output", f"results/{target}_cpu", "--force"]
-        ended = subprocess.run([sys.executable, "cli.py", *arguments], check=False, stdout=subprocess.PIPE, text=True)
-        if ended.returncode:
-            sys.exit(ended.returncode)
-        Path("results", f"{target}_cpu", "output.txt").write_text(ended.stdout)
+        folder = f"results/{target}_cpu"
+        _run(
+            "cli.py",
+            "probe",
+            target,
+            *options,
+            "--device",
+            "cpu",
+            "--output",
+            folder,
+            "--force",
+            to="output.txt",
+            folder=folder,
+        )
+        _run("cli.py", "check", target, "--device", "cpu", to="check.txt", folder=folder)
+    _run("examples/three_ways.py", to="output.txt", folder="results/three_ways_cpu")
+
+
+def _run(script: str, *arguments: str, to: str, folder: str) -> None:
+    """What the script prints goes into a file of the folder; a check that finds a difference has done its work."""
+    ended = subprocess.run([sys.executable, script, *arguments], check=False, stdout=subprocess.PIPE, text=True)
+    if ended.returncode not in (0, NOT_EQUAL):
+        sys.exit(ended.returncode)
+    Path(folder).mkdir(exist_ok=True)
+    Path(folder, to).write_text(ended.stdout)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from profiler.api import compare_strategies, find_accumulation_plan, probe
+    from profiler.api import check_equivalence, compare_strategies, find_accumulation_plan, probe
+    from profiler.equivalence import Decomposition, Equivalence, Way
     from profiler.errors import (
         DeviceUnavailable,
         MicrobatchError,
@@ -33,7 +34,9 @@ if TYPE_CHECKING:
 _MODULES = {
     "AccumulationPlan": "plan",
     "Comparison": "report",
+    "Decomposition": "equivalence",
     "DeviceUnavailable": "errors",
+    "Equivalence": "equivalence",
     "Finding": "outcomes",
     "Fits": "outcomes",
     "Limits": "prober",
@@ -47,8 +50,10 @@ _MODULES = {
     "Trial": "outcomes",
     "TrialError": "errors",
     "UsageError": "errors",
+    "Way": "equivalence",
     "Workload": "workload",
     "WorkloadError": "errors",
+    "check_equivalence": "api",
     "compare_strategies": "api",
     "find_accumulation_plan": "api",
     "probe": "api",
@@ -57,7 +62,9 @@ _MODULES = {
 __all__ = [
     "AccumulationPlan",
     "Comparison",
+    "Decomposition",
     "DeviceUnavailable",
+    "Equivalence",
     "Finding",
     "Fits",
     "Limits",
@@ -71,8 +78,10 @@ __all__ = [
     "Trial",
     "TrialError",
     "UsageError",
+    "Way",
     "Workload",
     "WorkloadError",
+    "check_equivalence",
     "compare_strategies",
     "find_accumulation_plan",
     "probe",

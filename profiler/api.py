@@ -1,4 +1,4 @@
-"""What people import: probe a workload, or just find the plan."""
+"""What people import: probe a workload, just find the plan, or check that accumulation is exact."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from profiler.comparison import DEFAULT_MOST_STEPS, check_comparison, compare
-from profiler.errors import NothingFits, TrialError
+from profiler.equivalence import DEFAULT_CHECKED_SAMPLES, Equivalence
+from profiler.errors import MicrobatchError, NothingFits, TrialError, UsageError
 from profiler.events import Event, Found, Noted, Observer, unobserved
 from profiler.finder import climb, find_largest, why_nothing_fits
 from profiler.opening import open_prober
 from profiler.options import DEFAULT_HEADROOM, Options
 from profiler.outcomes import Finding, Trial
-from profiler.plan import AccumulationPlan
+from profiler.plan import AccumulationPlan, check_effective_batch
 from profiler.planner import Goal, make_plan, note_spread, time_ladder
 from profiler.prober import Limits, Prober
 from profiler.report import Comparison, Report
@@ -20,6 +21,9 @@ from profiler.units import format_bytes
 
 if TYPE_CHECKING:
     from profiler.workload import Workload
+
+# A probe checks on few samples, which costs about as much as a trial.
+PROBED_SAMPLES = 8
 
 
 def find_accumulation_plan(
@@ -34,13 +38,15 @@ def find_accumulation_plan(
     ceiling: int | Literal["target"] | None = "target",
     isolation: Literal["process", "none"] = "process",
     limits: Limits | None = None,
+    check: bool = True,
     observe: Observer = unobserved,
 ) -> AccumulationPlan:
     """Which micro-batches reach `effective_batch_size` exactly, fit the device, and take the least time; proved by a run.
 
     workload: a Workload, or a target as on the command line ("digits-resnet", "train.py:workload").
     The other arguments are those of `Options`. `ceiling` is "target" here: no size beyond this replica's share of the
-    effective batch is tried, since no plan could use it. observe: called with each of `profiler.events` as it happens.
+    effective batch is tried, since no plan could use it. check: whether to compare accumulation with the whole batch on a
+    few samples, for the plan's `equivalence`. observe: called with each of `profiler.events` as it happens.
 
     Raises UsageError for an argument out of range, WorkloadError for a bug in the workload, NothingFits where no plan
     exists, DeviceUnavailable where the device cannot be used, TrialError for a trial that crashed or hung.
@@ -56,7 +62,7 @@ def find_accumulation_plan(
         isolation=isolation,
         limits=limits or Limits(),
     )
-    report = probe(workload, options, comparison=False, observe=observe)
+    report = probe(workload, options, comparison=False, check=check, observe=observe)
     if report.plan is None:
         raise NothingFits(report.notes[-1])
     return report.plan
@@ -67,11 +73,13 @@ def probe(
     options: Options | None = None,
     *,
     comparison: bool = True,
+    check: bool = True,
     observe: Observer = unobserved,
 ) -> Report:
     """Everything: the largest micro-batch, the curve of memory and throughput, the plan, and the three strategies.
 
-    comparison: whether to compare strategies at the plan's micro-batch. Without an effective batch there is no plan.
+    comparison: whether to compare strategies at the plan's micro-batch. check: whether to compare accumulation with the
+    whole batch on a few samples; a note says why where that fails. Without an effective batch there is no plan.
     Where nothing fits, or no plan exists, the report says so in its last note and its plan is None.
 
     Raises as `find_accumulation_plan` does, but for NothingFits.
@@ -90,22 +98,29 @@ def probe(
     with open_prober(workload, options, watch) as (prober, run):
         finding = find_largest(prober, ceiling=options.largest_size)
         plan: AccumulationPlan | None = None
+        equivalence: Equivalence | None = None
         rows: tuple[Trial, ...] = ()
         if finding.largest_fit == 0:
             watch(Noted(text=why_nothing_fits(prober, finding)))
         else:
             climb(prober, finding.largest_fit)
             time_ladder(prober, finding.largest_fit)
-            plan = _plan(prober, finding, options, watch)
+            if check:
+                equivalence = _checked(prober, finding.largest_fit, options.effective_batch_size, watch)
+            planned = _plan(prober, finding, options, equivalence)
+            plan = planned if isinstance(planned, AccumulationPlan) else None
             note_spread(prober)
             if comparison:
                 size = plan.micro_batch_sizes[0] if plan is not None else max(1, finding.largest_fit // 8)
                 rows = _compared(prober, size, watch)
+            if isinstance(planned, str):
+                watch(Noted(text=planned))
         return Report(
             run=run,
             finding=replace(finding, trials=tuple(prober.trials.values())),
             throughput=tuple(prober.throughputs[size] for size in sorted(prober.throughputs)),
             comparison=rows,
+            equivalence=equivalence,
             plan=plan,
             search_seconds=searches[0].seconds,
             search_trials=searches[0].trials,
@@ -142,6 +157,57 @@ def compare_strategies(
         return Comparison(run=run, trials=tuple(prober.trials.values()), comparison=rows, notes=tuple(notes))
 
 
+def check_equivalence(
+    workload: Workload | str,
+    effective_batch_size: int = DEFAULT_CHECKED_SAMPLES,
+    options: Options | None = None,
+    *,
+    observe: Observer = unobserved,
+) -> Equivalence:
+    """Whether accumulation gives the gradient of the whole batch for this model and its loss, and if not, why not.
+
+    effective_batch_size: the samples that are checked, 2 or more; they are run as a whole batch, and split in several ways
+    as a summed loss and accumulated, in fp64 and in the precision that the workload trains in. options: device, isolation,
+    time limits and target options count here, and on a GPU the memory limit.
+
+    Raises UsageError for fewer than 2 samples, NothingFits where they do not fit as a whole batch, and else as
+    `find_accumulation_plan` does. That accumulation is not equal is a result, and raises nothing.
+    """
+    _check_samples(effective_batch_size)
+    notes: list[str] = []
+
+    def watch(event: Event) -> None:
+        notes.extend([event.text] if isinstance(event, Noted) else [])
+        observe(event)
+
+    with open_prober(workload, options or Options(), watch, sizing=False) as (prober, _):
+        equivalence = prober.check(effective_batch_size, thorough=True)
+    return replace(equivalence, notes=(*notes, *equivalence.notes))
+
+
+def _check_samples(effective_batch_size: int) -> None:
+    check_effective_batch(effective_batch_size, 1)
+    if effective_batch_size < 2:
+        raise UsageError(
+            f"the effective batch is {effective_batch_size}: one sample cannot be split into micro-batches, so there is "
+            "nothing to check. Use 2 or more."
+        )
+
+
+def _checked(
+    prober: Prober, largest_fit: int, effective_batch_size: int | None, observe: Observer
+) -> Equivalence | None:
+    """What a few samples say; None, with a note, where they could not be checked, which is no failure of a probe."""
+    size = max(2, min(PROBED_SAMPLES, largest_fit))
+    if effective_batch_size is not None and effective_batch_size >= 2:
+        size = min(size, effective_batch_size)
+    try:
+        return prober.check(size, thorough=False)
+    except MicrobatchError as error:
+        observe(Noted(text=f"not checked: {error}"))
+        return None
+
+
 def _compared(prober: Prober, size: int, observe: Observer) -> tuple[Trial, ...]:
     """The comparison's rows; what is found already is not lost where one of its trials crashes or hangs."""
     try:
@@ -151,8 +217,10 @@ def _compared(prober: Prober, size: int, observe: Observer) -> tuple[Trial, ...]
         return ()
 
 
-def _plan(prober: Prober, finding: Finding, options: Options, observe: Observer) -> AccumulationPlan | None:
-    """The plan for the effective batch; None, with a note that says why, where there is none to be had."""
+def _plan(
+    prober: Prober, finding: Finding, options: Options, equivalence: Equivalence | None
+) -> AccumulationPlan | str | None:
+    """The plan for the effective batch, or why there is none to be had; None where no effective batch was given."""
     if options.effective_batch_size is None:
         return None
     goal = Goal(
@@ -161,9 +229,9 @@ def _plan(prober: Prober, finding: Finding, options: Options, observe: Observer)
         headroom=options.headroom,
         equal=options.equal,
         prefer_equal=prober.compiled,
+        equivalence=equivalence.verdict if equivalence is not None else None,
     )
     try:
         return make_plan(prober, finding, goal)
     except NothingFits as error:
-        observe(Noted(text=str(error)))
-        return None
+        return str(error)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, default_collate
 
 from profiler.errors import UsageError, WorkloadError
+from profiler.nests import leaves_of, map_leaves
 
 
 def map_tensors(function: Callable[[Tensor], Any], batch: Any) -> Any:
@@ -20,28 +20,12 @@ def map_tensors(function: Callable[[Tensor], Any], batch: Any) -> Any:
 
     Whatever is no tensor and no container is passed on as it is.
     """
-    if isinstance(batch, Tensor):
-        return function(batch)
-    if isinstance(batch, Mapping):
-        mapped = {key: map_tensors(function, value) for key, value in batch.items()}
-        if isinstance(batch, defaultdict):
-            return defaultdict(batch.default_factory, mapped)
-        return mapped if type(batch) is dict else type(batch)(mapped)  # type: ignore[call-arg]  # any Mapping that can be built from a dict
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(map_tensors(function, value) for value in batch))
-    if isinstance(batch, list | tuple):
-        return type(batch)(map_tensors(function, value) for value in batch)
-    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        fields = (field.name for field in dataclasses.fields(batch) if field.init)
-        return dataclasses.replace(batch, **{name: map_tensors(function, getattr(batch, name)) for name in fields})
-    return batch
+    return map_leaves(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, batch)
 
 
 def tensors_of(batch: Any) -> Iterator[Tensor]:
     """Every tensor of the nest `batch`, in order."""
-    found: list[Tensor] = []
-    map_tensors(found.append, batch)
-    return iter(found)
+    return (leaf for leaf in leaves_of(batch) if isinstance(leaf, Tensor))
 
 
 def count_samples(batch: Any) -> int:

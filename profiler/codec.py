@@ -58,12 +58,14 @@ def _decode_value(hint: Any, value: object, name: str) -> object:
         return tuple(_decode_value(arguments[0], item, name) for item in value)
     if origin is Mapping and isinstance(value, dict):
         return {key: _decode_value(arguments[1], item, name) for key, item in value.items()}
+    if is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping):
+        return decode(hint, value)
     if isinstance(hint, type) and issubclass(hint, StrEnum) and isinstance(value, str) and value in list(hint):
         return hint(value)
     # bool is an int to Python, and 3 is a fine float to JSON.
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if hint in (int, float, str) and type(value) is hint:
+    if hint in (bool, int, float, str) and type(value) is hint:
         return value
     raise ValueError(f'"{name}" is {value!r}, not {_expected(hint)}')
 
@@ -72,5 +74,12 @@ def _expected(hint: Any) -> str:
     """What `hint` announces, in words."""
     if isinstance(hint, type) and issubclass(hint, StrEnum):
         return "one of " + ", ".join(hint)
-    words = {int: "a whole number", float: "a number", str: "a text", tuple: "a list", Mapping: "an object"}
-    return words[get_origin(hint) or hint]
+    words = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "a text",
+        tuple: "a list",
+        Mapping: "an object",
+    }
+    return "an object" if is_dataclass(hint) else words[get_origin(hint) or hint]

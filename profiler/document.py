@@ -1,4 +1,4 @@
-"""A run as one JSON object: what `--json` prints and `plan.json` holds."""
+"""A run, or a check, as one JSON object: what `--json` prints and `plan.json` holds."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from profiler.codec import encode
+from profiler.equivalence import Equivalence
 from profiler.lines import SCHEMA, throughput_entries, trial_entries
 from profiler.plan import AccumulationPlan
 from profiler.records import Records, records_of
-from profiler.report import Report
+from profiler.report import Report, RunInfo
 
 
 def to_json_document(results: Report | Records, files: Iterable[Path] = ()) -> dict[str, Any]:
@@ -17,7 +19,7 @@ def to_json_document(results: Report | Records, files: Iterable[Path] = ()) -> d
 
     "peak_bytes" is in the unit of "capacity_bytes"; of a trial that ran out of memory it is the peak up to the failure.
     "search" counts the out-of-memory events of all "trials". Where no search was made or it was interrupted, "limited_by"
-    is null and the two sizes are the bounds so far.
+    is null and the two sizes are the bounds so far. "equivalence" is null where that was not checked.
     """
     records = records_of(results)
     return {
@@ -32,6 +34,7 @@ def to_json_document(results: Report | Records, files: Iterable[Path] = ()) -> d
         "trials": [trial_entries(trial) for trial in records.trials],
         "throughput": [throughput_entries(timed) for timed in records.throughput],
         "comparison": [trial_entries(trial) for trial in records.comparison],
+        "equivalence": equivalence_entries(records.equivalence) if records.equivalence else None,
         "plan": plan_entries(records.plan) if records.plan else None,
         "search": {
             "trials": records.search_trials,
@@ -58,7 +61,35 @@ def plan_document(records: Records) -> dict[str, Any] | None:
         "started_at": run.started_at,
         "command": run.command,
         "environment": dict(run.environment),
+        "equivalence": equivalence_entries(records.equivalence) if records.equivalence else None,
         "plan": plan_entries(records.plan),
+    }
+
+
+def check_document(run: RunInfo, equivalence: Equivalence) -> dict[str, Any]:
+    """What `microbatch check --json` prints: what was checked, where, and everything that came of it."""
+    return {
+        "schema": SCHEMA,
+        "workload": run.workload,
+        "device": run.device,
+        **equivalence_entries(equivalence),
+    }
+
+
+def equivalence_entries(equivalence: Equivalence) -> dict[str, Any]:
+    """A check as one object; "ways" has one for each way to the gradient, with null for numbers that it did not give."""
+    return {
+        "batch_size": equivalence.batch_size,
+        "equal": equivalence.equal,
+        "decomposes": equivalence.decomposes.value,
+        "items": equivalence.items,
+        "modules": list(equivalence.modules),
+        "random_modules": list(equivalence.random_modules),
+        "verdict": equivalence.verdict,
+        "reasons": list(equivalence.reasons),
+        "ways": encode(equivalence.ways),
+        "advice": equivalence.advice,
+        "notes": list(equivalence.notes),
     }
 
 
@@ -81,6 +112,7 @@ def plan_entries(plan: AccumulationPlan) -> dict[str, Any]:
         "verified_steps": plan.verified_steps,
         "predicted_peak_bytes": plan.predicted_peak_bytes,
         "predicted_step_seconds": plan.predicted_step_seconds,
+        "equivalence": plan.equivalence,
         "reason": plan.reason,
         "notes": list(plan.notes),
     }

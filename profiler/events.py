@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from profiler.equivalence import Equivalence
 from profiler.outcomes import Finding, Throughput, Trial
 from profiler.plan import AccumulationPlan
 from profiler.report import RunInfo
@@ -49,6 +50,13 @@ class Compared:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """Accumulation was compared with the whole batch."""
+
+    equivalence: Equivalence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Planned:
     """A plan was chosen and run."""
 
@@ -69,7 +77,7 @@ class Began:
     run: RunInfo
 
 
-Event = Began | Started | SizeTried | Found | Timed | Compared | Planned | Noted
+Event = Began | Started | SizeTried | Found | Timed | Compared | Checked | Planned | Noted
 Observer = Callable[[Event], None]
 
 

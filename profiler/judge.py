@@ -11,13 +11,17 @@ from profiler.trial import Completed, Failed
 from profiler.units import format_bytes, format_seconds
 from profiler.workers.protocol import Died, TimedOut
 
+# What to do about a check that takes too much; a probe's own effective batch is its aim, and stays.
+FEWER_SAMPLES = "run `microbatch check` with a smaller --effective-batch"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Circumstances:
     """What is known about a trial from outside of it, by which suspects are judged.
 
     predicted_bytes: what the line through earlier sizes says, None without a line. smaller_fits: whether a smaller size
-    ran in a worker of its own.
+    ran in a worker of its own. is_check: whether it compared accumulation with the whole batch, of `micro_batch_size`
+    samples, and tried no size.
     """
 
     micro_batch_size: int
@@ -25,11 +29,23 @@ class Circumstances:
     capacity_bytes: int
     predicted_bytes: int | None
     smaller_fits: bool
+    is_check: bool = False
 
     @property
     def device_type(self) -> str:
         """The device's kind, without its index."""
         return self.device.split(":")[0]
+
+    @property
+    def trial(self) -> str:
+        """What was run, in words."""
+        size = self.micro_batch_size
+        return f"the check with {size} samples" if self.is_check else f"the trial at micro-batch size {size}"
+
+    @property
+    def where(self) -> str:
+        """The same where something happened in it."""
+        return f"in {self.trial}" if self.is_check else f"at micro-batch size {self.micro_batch_size}"
 
 
 def outcome_of(reply: Completed | Failed | Died | TimedOut, circumstances: Circumstances) -> Fits | OutOfMemory:
@@ -94,23 +110,25 @@ def error_of(
     reply: Failed | Died | TimedOut, circumstances: Circumstances, verdict: Verdict, evidence: str
 ) -> MicrobatchError:
     """The error for a trial that failed for another reason than the device's memory."""
-    size = circumstances.micro_batch_size
     if isinstance(reply, TimedOut):
         return TrialError(
-            f"the trial at micro-batch size {size} did not end within {format_seconds(reply.seconds)}, and nothing says "
-            "that memory was the reason: allow more with --trial-timeout, or stop earlier with --ceiling."
+            f"{circumstances.trial} did not end within {format_seconds(reply.seconds)}, and nothing says that memory was "
+            "the reason: allow more with --trial-timeout, or "
+            f"{FEWER_SAMPLES if circumstances.is_check else 'stop earlier with --ceiling'}."
         )
     if verdict is Verdict.HOST_MEMORY:
         return TrialError(
-            f"the trial at micro-batch size {size} ran out of host memory outside what is measured on {circumstances.device} "
+            f"{circumstances.trial} ran out of host memory outside what is measured on {circumstances.device} "
             f"({first_line(reply)}; {evidence}): use fewer data-loader workers, raise the size of /dev/shm, or free memory "
             "on the host."
         )
     if isinstance(reply, Died):
+        capacity = f" (capacity {format_bytes(circumstances.capacity_bytes)})" if not circumstances.is_check else ""
+        advice = f": {FEWER_SAMPLES}" if circumstances.is_check else ""
         said = reply.output.strip()
         return TrialError(
-            f"the worker died at micro-batch size {size} with {_status(reply)} "
-            f"(capacity {format_bytes(circumstances.capacity_bytes)}), and nothing says that memory was the reason."
+            f"the worker died {circumstances.where} with {_status(reply)}{capacity}, and nothing says that memory was the "
+            f"reason{advice}."
             + (
                 f" Its last words:\n{said[-2000:]}"
                 if said
@@ -119,7 +137,7 @@ def error_of(
         )
     known = f" ({evidence})" if verdict in (Verdict.NEVER, Verdict.SUSPECT) else ""
     return WorkloadError(
-        f"the workload failed at micro-batch size {size}, in its {reply.phase}: {first_line(reply)}{known}",
+        f"the workload failed {circumstances.where}, in its {reply.phase}: {first_line(reply)}{known}",
         user_traceback=reply.user_traceback,
     )
 

@@ -4,8 +4,8 @@
     {"schema": 1, "kind": "trial", "micro_batch_size": 1, "outcome": "fits", "peak_bytes": ..., "seconds": ..., ...}
 
 The kinds: "run" (a `RunInfo`), "trial" and "comparison" (a `Trial`), "throughput" (a `Throughput`), "finding" (a
-`SearchEnd`), "plan" (an `AccumulationPlan`) and "note" (a sentence). Keys are the dataclass's fields, with their units;
-a trial's outcome lies flat beside its other fields. Unknown is null.
+`SearchEnd`), "equivalence" (an `Equivalence`), "plan" (an `AccumulationPlan`) and "note" (a sentence). Keys are the
+dataclass's fields, with their units; a trial's outcome lies flat beside its other fields. Unknown is null.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from statistics import quantiles
 from typing import Any
 
 from profiler.codec import decode, encode
+from profiler.equivalence import Equivalence
 from profiler.outcomes import Finding, Fits, OutOfMemory, Throughput, Trial
 from profiler.plan import AccumulationPlan
 from profiler.report import RunInfo
@@ -35,13 +36,14 @@ class SearchEnd:
     search_trials: int
 
 
-Value = RunInfo | Trial | Throughput | SearchEnd | AccumulationPlan | str
+Value = RunInfo | Trial | Throughput | SearchEnd | Equivalence | AccumulationPlan | str
 
 _KINDS: dict[type, str] = {
     RunInfo: "run",
     Trial: "trial",
     Throughput: "throughput",
     SearchEnd: "finding",
+    Equivalence: "equivalence",
     AccumulationPlan: "plan",
     str: "note",
 }
@@ -115,6 +117,8 @@ def from_record(record: Mapping[str, Any]) -> Value:
             return _throughput(record)
         case "finding":
             return decode(SearchEnd, record)
+        case "equivalence":
+            return decode(Equivalence, record)
         case "plan":
             return decode(AccumulationPlan, record)
         case "note" if isinstance(record.get("text"), str):

@@ -29,26 +29,31 @@ DRIFT = 1 / 400
 
 
 @contextmanager
-def open_prober(workload: Workload | str, options: Options, observe: Observer) -> Iterator[tuple[Prober, RunInfo]]:
+def open_prober(
+    workload: Workload | str, options: Options, observe: Observer, *, sizing: bool = True
+) -> Iterator[tuple[Prober, RunInfo]]:
     """A prober that is ready to try sizes, and what it runs on; its workers end with the block, error or not.
+
+    sizing: whether sizes will be tried. Else there is no budget that nobody asked for, and nothing is said of what only
+    sizes depend on: samples that differ, and the optimizer.
 
     Raises DeviceUnavailable, UsageError for a limit above what is available, and what loading the workload raises.
     """
     with ExitStack() as stack:
         device = open_device(options.device or default_device_name())
         try:
-            runner, setting, inspection = _inspect(workload, device, options, observe, stack)
+            runner, setting, inspection = _inspect(workload, device, options, observe, stack, sizing=sizing)
         except DeviceUnavailable as error:
             if options.device is not None or device.type == "cpu":
                 raise
             observe(Noted(text=f"{error} The CPU is used instead."))
             device = open_device("cpu")
-            runner, setting, inspection = _inspect(workload, device, options, observe, stack)
+            runner, setting, inspection = _inspect(workload, device, options, observe, stack, sizing=sizing)
         run = _run_info(device, inspection, options)
         observe(Began(run=run))
-        if inspection.optimizer_is_default:
+        if inspection.optimizer_is_default and sizing:
             observe(Noted(text="the workload names no optimizer: AdamW with torch's defaults is used."))
-        if inspection.samples_vary:
+        if inspection.samples_vary and sizing:
             observe(
                 Noted(
                     text="samples differ in size, and a micro-batch of n takes the first n: sizes are not compared on the same "
@@ -69,7 +74,7 @@ def open_prober(workload: Workload | str, options: Options, observe: Observer) -
 
 
 def _inspect(
-    workload: Workload | str, device: Device, options: Options, observe: Observer, stack: ExitStack
+    workload: Workload | str, device: Device, options: Options, observe: Observer, stack: ExitStack, *, sizing: bool
 ) -> tuple[Runner, Setting, Inspection]:
     """A runner, closed with `stack`, and what it says of the workload and the device."""
     why_not = device.why_not() if device.type == "cpu" else None  # others are asked in a worker: they need their driver
@@ -77,7 +82,7 @@ def _inspect(
         raise DeviceUnavailable(f"{device.name} cannot be used: {why_not}")
     runner, source = _runner(workload, device, options, observe)
     stack.callback(runner.close)
-    limit_bytes = options.limit_bytes or device.default_limit_bytes()
+    limit_bytes = options.limit_bytes or (device.default_limit_bytes() if sizing else None)
     setting = Setting(source=source, device=device.name, limit_bytes=limit_bytes, switches=Switches.of_caller())
     observe(Started(what="loading the workload", why="to see what it is and what the device has"))
     reply = runner.size(inspect, setting, timeout_seconds=options.limits.trial_seconds, fresh=True)

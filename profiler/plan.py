@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from profiler.errors import UsageError
+from profiler.parts import Count, Share, Split, Sum, equal_sizes, split_batch
 from profiler.units import format_bytes, format_seconds
+from profiler.windows import PlannedBatches, windows
 
 # Two step times closer than this are a tie whatever their measured spread says.
 TIE = 0.02
@@ -24,6 +27,8 @@ class AccumulationPlan:
     predicted_peak_bytes, predicted_step_seconds: from the trials of its largest micro-batch.
     peak_bytes: measured by running the plan itself for `verified_steps` optimizer steps; None before that.
     step_seconds: the median of the steps but the first; on the CPU of a second such run, without the exact allocator.
+    equivalence: whether accumulation equals the whole batch for this model and loss, in a sentence; None where that was
+    not checked.
 
     It refuses to exist (UsageError) if the sizes do not add up to the effective batch.
     """
@@ -37,6 +42,7 @@ class AccumulationPlan:
     peak_bytes: int | None = None
     step_seconds: float | None = None
     verified_steps: int = 0
+    equivalence: str | None = None
 
     def __post_init__(self) -> None:
         check_effective_batch(self.effective_batch_size, self.data_parallel_size)
@@ -88,6 +94,64 @@ class AccumulationPlan:
     def replica_factor(self) -> int:
         """The factor that undoes the averaging of gradients over replicas (DistributedDataParallel divides by it)."""
         return self.data_parallel_size
+
+    def split(
+        self,
+        batch: Any,
+        loss_items: Count | None = None,
+        *,
+        split: Split | None = None,
+        samples: Count | None = None,
+        replica: int = 0,
+        sum_over_replicas: Sum | None = None,
+    ) -> Iterator[tuple[Any, float]]:
+        """The parts of a batch, each with the weight of its averaged loss: its share of the items of the whole batch.
+
+        batch: this replica's samples of one optimizer step, or fewer (an epoch's last): a nest (dict, list, tuple,
+            dataclass) whose arrays with samples along dimension 0 are sliced; all else goes into every part as it is.
+        loss_items: how many items the loss of a part averages over, as in `Workload`; None is its samples. All parts are
+            counted before this returns, and one without items is left out: its loss is 0/0.
+        split: a function of the batch and sizes that returns the parts, for batches that are cut otherwise.
+        samples: how many samples a batch holds; None is dimension 0 of its first array.
+        replica: which of `replicas` this is.
+        sum_over_replicas: a function that sums a number over the replicas. The weights then are shares of all replicas'
+            items, times `replica_factor`. Without it, of samples, the other replicas have what the plan says, or are short
+            in proportion. A replica that alone has no items gets one part, at weight 0, for the others wait for it; its
+            loss must be finite (`accumulate` sees to that).
+
+        Raises UsageError for a batch that is empty, larger than this replica's share, or cannot be cut, WorkloadError for
+        counts or parts that cannot be right.
+        """
+        share = Share.of(self.replicas, replica)
+        return split_batch(batch, share, loss_items, split=split, samples=samples, sum_over_replicas=sum_over_replicas)
+
+    def windows(
+        self,
+        loader: Iterable[Any],
+        loss_items: Count | None = None,
+        *,
+        samples: Count | None = None,
+        replica: int = 0,
+        sum_over_replicas: Sum | None = None,
+    ) -> Iterator[tuple[Any, float, bool]]:
+        """The micro-batches of `loader`, each with its weight and whether it is the last before `optimizer.step()`.
+
+        `accumulation_steps` of them are read and counted before the first of them is given; no more are read ahead. The
+        last window of an epoch may have fewer, with weights of its own. Weights, parts without items and the other
+        arguments are as in `split`; a window without any items gives nothing, and so no step.
+
+        Raises UsageError for a micro-batch or a window that is larger than the plan's, WorkloadError for counts that cannot
+        be right.
+        """
+        share = Share.of(self.replicas, replica)
+        return windows(loader, share, loss_items, samples=samples, sum_over_replicas=sum_over_replicas)
+
+    def batch_sampler(self, sampler: Iterable[int], *, replica: int = 0) -> PlannedBatches:
+        """For `DataLoader(dataset, batch_sampler=...)`: the sampler's indices in micro-batches of the plan's sizes, in order.
+
+        Raises UsageError for an iterator, which would be used up after one epoch.
+        """
+        return PlannedBatches(sampler=sampler, sizes=Share.of(self.replicas, replica).sizes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,8 +213,7 @@ def split(
     """
     parts = accumulation_steps * data_parallel_size
     assert 1 <= parts <= effective_batch_size, f"{parts} parts of {effective_batch_size} samples"
-    small, larger = divmod(effective_batch_size, parts)
-    sizes = [small + 1] * larger + [small] * (parts - larger)
+    sizes = equal_sizes(effective_batch_size, parts)
     # Dealt like cards, so that no replica gets all the larger ones.
     return tuple(tuple(sizes[replica::data_parallel_size]) for replica in range(data_parallel_size))
 

@@ -38,7 +38,7 @@ class Goal:
     """What the plan must reach, and what it must leave.
 
     headroom: the share of the capacity that stays unused. equal: only equal micro-batches. prefer_equal: among splits of
-    the same speed, equal micro-batches first.
+    the same speed, equal micro-batches first. equivalence: what a check said of accumulation, for the plan to pass on.
     """
 
     effective_batch_size: int
@@ -46,6 +46,7 @@ class Goal:
     headroom: float
     equal: bool
     prefer_equal: bool
+    equivalence: str | None = None
 
 
 def time_ladder(prober: Prober, largest: int) -> None:
@@ -87,6 +88,7 @@ def make_plan(prober: Prober, finding: Finding, goal: Goal) -> AccumulationPlan:
             notes=(*failures, *_advice(goal, chosen, safe_size)),
             predicted_peak_bytes=chosen.peak_bytes,
             predicted_step_seconds=chosen.step_seconds,
+            equivalence=goal.equivalence,
         )
         verified = _verified(prober, plan)
         if isinstance(verified, AccumulationPlan):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from profiler.checking.job import CheckRequest, check
 from profiler.curve import line_through_last
-from profiler.errors import UsageError
-from profiler.events import Noted, Observer, SizeTried, Started, Timed
-from profiler.judge import Circumstances, first_line, is_suspect, outcome_of
+from profiler.equivalence import Equivalence
+from profiler.errors import NothingFits, UsageError
+from profiler.events import Checked, Noted, Observer, SizeTried, Started, Timed
+from profiler.judge import FEWER_SAMPLES, Circumstances, first_line, is_suspect, outcome_of
 from profiler.outcomes import Fits, Outcome, OutOfMemory, Strategy, Throughput, Trial
 from profiler.trial import Completed, Failed, Schedule, Setting, run_schedule, time_size
 from profiler.workers.protocol import Died, TimedOut
@@ -17,6 +19,8 @@ from profiler.workers.runner import Runner
 NEARLY = 0.9
 # Timing a size takes about this many times as many steps as a sizing trial.
 TIMING_TRIALS = 5
+# A check runs its batch some dozen times, thorough or not in fp64, which takes twice as long and more.
+CHECK_TRIALS = 10
 TRIAL_SECONDS = 120.0
 VERIFICATION_SECONDS = 600.0
 SIZING_MICRO_BATCHES = 3
@@ -133,6 +137,33 @@ class Prober:
             self.observe(Timed(throughput=reply))
         return self.throughputs[size]
 
+    def check(self, batch_size: int, *, thorough: bool) -> Equivalence:
+        """Whether accumulation over parts of `batch_size` samples equals the whole batch; thorough: in every way.
+
+        Raises NothingFits where memory runs out, WorkloadError for a bug, TrialError for a crash or a hang.
+        """
+        why = "whether accumulation equals the whole batch"
+        self.observe(Started(what=f"the check with {batch_size} samples", why=why))
+        # The CPU's budget stands for a smaller machine's memory, and memory is not the question.
+        unlimited = self.setting.device == "cpu"
+        reply: Equivalence | Failed | Died | TimedOut = self.runner.time(
+            check,
+            replace(self.timing_setting, limit_bytes=None) if unlimited else self.timing_setting,
+            CheckRequest(batch_size=batch_size, thorough=thorough),
+            timeout_seconds=CHECK_TRIALS * self.limits.trial_seconds,
+            fresh=True,
+        )
+        if not isinstance(reply, Equivalence):
+            outcome = outcome_of(reply, self._circumstances_of_check(batch_size))
+            assert isinstance(outcome, OutOfMemory), "only a completed schedule fits"
+            place = f" in its {outcome.phase}" if outcome.phase != "worker" else ""
+            raise NothingFits(
+                f"the check with {batch_size} samples ran out of memory{place} ({outcome.message}): {FEWER_SAMPLES}, or take "
+                "shorter sequences."
+            )
+        self.observe(Checked(equivalence=reply))
+        return reply
+
     def predicted_bytes(self, size: int) -> int | None:
         """What the line through the last two sizes that fitted says for `size`; None before there are two."""
         line = line_through_last(self.line_points())
@@ -158,6 +189,16 @@ class Prober:
             capacity_bytes=self.capacity_bytes,
             predicted_bytes=predicted_bytes,
             smaller_fits=is_suspect(reply, self.setting.device) and self._smaller_fits(size),
+        )
+
+    def _circumstances_of_check(self, batch_size: int) -> Circumstances:
+        return Circumstances(
+            micro_batch_size=batch_size,
+            device=self.setting.device,
+            capacity_bytes=self.capacity_bytes,
+            predicted_bytes=None,
+            smaller_fits=False,
+            is_check=True,
         )
 
     def _smaller_fits(self, size: int) -> bool:

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 from profiler.curve import line_through_last
+from profiler.equivalence import Equivalence
 from profiler.errors import UsageError
 from profiler.files import explained
 from profiler.lines import SearchEnd, Value, from_record, search_end, throughput_entries, to_record, trial_entries
@@ -25,16 +26,8 @@ Frame: TypeAlias = "pd.DataFrame"
 
 _PEAKS = ("peak_bytes", "peak_allocated_bytes", "peak_reserved_bytes", "peak_device_used_bytes", "peak_resident_bytes")
 _THROUGHPUT = (
-    "micro_batch_size",
-    "samples_per_second",
-    "samples_per_second_low",
-    "samples_per_second_high",
-    "spread",
-    "micro_step_seconds",
-    "optimizer_seconds",
-    "windows",
-    "joules_per_sample",
-    "energy_note",
+    *("micro_batch_size", "samples_per_second", "samples_per_second_low", "samples_per_second_high", "spread"),
+    *("micro_step_seconds", "optimizer_seconds", "windows", "joules_per_sample", "energy_note"),
 )
 _WHOLE = ("micro_batch_size", "accumulation_steps", "batch_size", "allocator_retries", "windows", *_PEAKS)
 _TEXTS = ("strategy", "outcome", "phase", "why", "energy_note")
@@ -46,6 +39,7 @@ class Records:
 
     trials: those of the micro-batch sizes, in the order they ran. comparison: those of the three strategies.
     finding, search_seconds, search_trials: None where no search was made, or it was interrupted.
+    equivalence: None where accumulation was not compared with the whole batch.
     """
 
     run: RunInfo
@@ -55,6 +49,7 @@ class Records:
     finding: Finding | None = None
     search_seconds: float | None = None
     search_trials: int | None = None
+    equivalence: Equivalence | None = None
     plan: AccumulationPlan | None = None
     notes: tuple[str, ...] = ()
 
@@ -85,6 +80,7 @@ def records_of(results: Report | Records) -> Records:
         finding=results.finding,
         search_seconds=results.search_seconds,
         search_trials=results.search_trials,
+        equivalence=results.equivalence,
         plan=results.plan,
         notes=results.notes,
     )
@@ -125,10 +121,9 @@ class RecordWriter:
         if records.finding:
             seconds, trials = records.search_seconds or 0.0, records.search_trials or 0
             self.append_finding(records.finding, search_seconds=seconds, search_trials=trials)
-        if records.plan:
-            self.append(records.plan)
-        for note in records.notes:
-            self.append(note)
+        for rest in (records.equivalence, records.plan, *records.notes):
+            if rest is not None:
+                self.append(rest)
 
     def close(self) -> None:
         """Closes the file; closing twice is fine."""
@@ -206,6 +201,7 @@ def _assemble(path: Path, values: Sequence[tuple[str, Value]], notes: Iterable[s
         finding=_finding(path, end, trials) if end else None,
         search_seconds=end.search_seconds if end else None,
         search_trials=end.search_trials if end else None,
+        equivalence=next((value for _, value in reversed(values) if isinstance(value, Equivalence)), None),
         plan=next((value for _, value in reversed(values) if isinstance(value, AccumulationPlan)), None),
         notes=(*(value for _, value in values if isinstance(value, str)), *notes),
     )

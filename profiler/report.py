@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from profiler.equivalence import Equivalence
 from profiler.outcomes import Finding, Throughput, Trial
 from profiler.plan import AccumulationPlan
 
@@ -34,6 +35,7 @@ class RunInfo:
 class Report:
     """A probe's results. `comparison` holds trials of the three strategies; `plan` is None without an effective batch.
 
+    equivalence: whether accumulation equals the whole batch, None where that was not asked or could not be checked.
     search_seconds: wall time of the search for the largest micro-batch alone, ladder, timing and comparison excluded.
     search_trials: how many trials the search needed. notes: what the user should know, a sentence each.
     """
@@ -42,6 +44,7 @@ class Report:
     finding: Finding
     throughput: tuple[Throughput, ...] = ()
     comparison: tuple[Trial, ...] = ()
+    equivalence: Equivalence | None = None
     plan: AccumulationPlan | None = None
     search_seconds: float = 0.0
     search_trials: int = 0

@@ -54,7 +54,7 @@ def find_causes(
     present = _present(subject)
     with _quiet(subject, *present) as quiet:
         found, mixing = _decomposed(quiet, splits, least, declared if declares else None)
-        frozen = _deviation(quiet, splits[0], found)
+        frozen = _deviation(quiet, splits[0], found) if present else None
     # Without weights that make the rest add up there is nothing that one cause alone could be measured against.
     known = found.decomposes is not Decomposition.NO and not mixing
     causes = [

@@ -25,7 +25,6 @@ from profiler.outcomes import Strategy
 from profiler.steps import Training
 from profiler.trial import check_finite
 
-SMALLEST_TRIED = (1, 2, 4, 8)
 _DTYPES = {torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
@@ -40,7 +39,7 @@ def equivalence_of(training: Training, samples: int, *, thorough: bool) -> Equiv
     count = _counter(training, subject)
     random_modules = _drawing(subject)
     least, too_small = _least(subject)
-    splits = splits_of(samples, least)
+    splits = splits_of(samples, least, thorough=thorough)
     trained: tuple[Way, ...] = ()
     if thorough and subject.precision != "fp64":
         trained = _ways(subject, splits, count, thorough=True)
@@ -145,15 +144,16 @@ def _states() -> tuple[object, ...]:
 def _least(subject: Subject) -> tuple[int, str]:
     """The smallest part that runs, and why a smaller one does not, "" where one sample does."""
     why = ""
-    for size in SMALLEST_TRIED:
-        if size < subject.samples:
-            got = tried(partial(subject.part, range(size)), subject.passes.device.type)
-            if not isinstance(got, str):
-                return size, why
-            why = why or got
+    for size in (1, 2, 4, 8):
+        if 2 * size > subject.samples:
+            break
+        got = tried(partial(subject.part, range(size)), subject.passes.device.type)
+        if not isinstance(got, str):
+            return size, why
+        why = why or got
     raise WorkloadError(
-        f"a batch of {subject.samples} samples runs, and no part of it does that was tried (of {SMALLEST_TRIED[0]} to "
-        f"{SMALLEST_TRIED[-1]} samples): {why}. Accumulation needs parts; check how the loss uses the batch."
+        f"a batch of {subject.samples} samples runs, and none of its parts does that leaves as much for a second one: {why}. "
+        f"Check more samples (--effective-batch {2 * subject.samples}), or how the loss uses the batch: accumulation needs parts."
     )
 
 

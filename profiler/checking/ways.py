@@ -38,18 +38,19 @@ class Reference:
         return _over(length, self.norm or self.gradient_scale)
 
 
-def splits_of(samples: int, least: int) -> tuple[Split, ...]:
-    """Equal parts, unequal ones, and the smallest that run, of `least` samples; each split differs from the others.
+def splits_of(samples: int, least: int, *, thorough: bool = True) -> tuple[Split, ...]:
+    """Equal parts (if thorough), unequal ones, and the smallest that run, of `least` samples; no split stands twice.
 
     16 samples are split as 4 x 4, 3 x 5 + 1 and 16 x 1.
     """
-    equal = split(samples, least_steps(samples, max(4, samples // 8, least)))[0]
+    equal = split(samples, max(2, least_steps(samples, max(4, samples // 8, least))))[0]
     third = (samples - 1) // 3
-    unequal: Split = (third, third, third, samples - 3 * third) if third >= least else ()
-    if len(set(unequal)) < 2 or min(unequal) < least:
-        unequal = split(samples, least_steps(samples, max(least, third + 1)))[0]
-    smallest = split(samples, samples // least)[0]
-    return tuple(dict.fromkeys(sizes for sizes in (equal, unequal, smallest) if len(sizes) > 1))
+    unequal: Split = (third, third, third, samples - 3 * third)
+    if min(unequal) < least or len(set(unequal)) == 1:
+        unequal = (samples - least, least)
+    smallest = split(samples, max(2, samples // least))[0]
+    wanted = ((equal,) if thorough else ()) + (unequal, smallest)
+    return tuple(dict.fromkeys(sizes for sizes in wanted if len(sizes) > 1))
 
 
 def reference_of(subject: Subject, parts: Split, weights: Sequence[float]) -> Reference:

@@ -7,12 +7,15 @@ import signal
 import sys
 from types import FrameType
 
+NOT_EQUAL = 5
 INTERRUPTED = 130
 TERMINATED = 143
 
 
 def main() -> None:
-    """Run `microbatch` on sys.argv and exit: 0 done, else the status of the error (see `profiler.errors`)."""
+    """Run `microbatch` on sys.argv and exit: 0 done, NOT_EQUAL where `check` found accumulation to differ from the whole
+    batch, else the status of the error (see `profiler.errors`).
+    """
     signal.signal(signal.SIGTERM, _terminate)
     # typer comes with the subcommands; torch, pandas and matplotlib wait for the subcommand that needs them.
     from profiler.commands.app import app

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from profiler.commands.check import check
 from profiler.commands.compare import compare
 from profiler.commands.devices import devices
 from profiler.commands.plot import plot
@@ -17,5 +18,5 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (probe, compare, plot, devices):
+for command in (probe, check, compare, plot, devices):
     app.command()(command)

@@ -10,6 +10,8 @@ from typing import Annotated, Literal, cast
 import typer
 
 from profiler.errors import UsageError
+from profiler.options import DEFAULT_HEADROOM, Options
+from profiler.prober import VERIFICATION_SECONDS, Limits
 from profiler.targets import TargetOptions
 
 DEFAULT_TARGET = "digits-resnet"
@@ -67,25 +69,50 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and no
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 
 
-def target_options(
+def options(
     *,
-    image_size: int | None,
-    sequence_length: int | None,
-    classes: int | None,
+    device: str | None,
     precision: str | None,
     compile: bool | None,
     worst_case: bool,
-) -> TargetOptions:
-    """The options of a named target; UsageError for an unknown precision."""
+    image_size: int | None,
+    sequence_length: int | None,
+    classes: int | None,
+    trial_timeout: float,
+    isolation: str,
+    effective_batch: int | None = None,
+    memory_limit: str | None = None,
+    headroom: float = DEFAULT_HEADROOM,
+    data_parallel_size: int = 1,
+    equal: bool = False,
+    ceiling: str | None = None,
+    verification_timeout: float = VERIFICATION_SECONDS,
+) -> Options:
+    """What was typed as `Options`: first what every subcommand has that trains, then what probe alone has.
+
+    Raises UsageError for a value out of range.
+    """
     if precision is not None and precision not in PRECISIONS:
         raise UsageError(f"precision {precision!r} is unknown: use one of {', '.join(PRECISIONS)}.")
-    return TargetOptions(
-        image_size=image_size,
-        sequence_length=sequence_length,
-        classes=classes,
-        precision=cast(Literal["fp32", "tf32", "bf16", "fp16"] | None, precision),
-        compile=compile,
-        worst_case=worst_case,
+    return Options(
+        effective_batch_size=effective_batch,
+        device=device,
+        memory_limit=memory_limit,
+        headroom=headroom,
+        data_parallel_size=data_parallel_size,
+        ceiling=parse_ceiling(ceiling),
+        equal=equal,
+        isolation=cast(Literal["process", "none"], isolation),
+        limits=Limits(trial_seconds=trial_timeout, verification_seconds=verification_timeout),
+        target_options=TargetOptions(
+            image_size=image_size,
+            sequence_length=sequence_length,
+            classes=classes,
+            precision=cast(Literal["fp32", "tf32", "bf16", "fp16"] | None, precision),
+            compile=compile,
+            worst_case=worst_case,
+        ),
+        command=command_line(),
     )
 
 

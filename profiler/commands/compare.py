@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Literal, cast
+from typing import Annotated
 
 import typer
 
@@ -13,8 +13,7 @@ from profiler.commands.progress import Progress
 from profiler.commands.recording import Recording
 from profiler.commands.tables import comparison_table, print_lines
 from profiler.comparison import DEFAULT_MOST_STEPS
-from profiler.options import Options
-from profiler.prober import TRIAL_SECONDS, Limits
+from profiler.prober import TRIAL_SECONDS
 
 
 def compare(
@@ -39,20 +38,17 @@ def compare(
 ) -> None:
     """Compare the peak memory of one whole batch, one backward over summed losses, and a backward per micro-batch."""
     with handled():
-        options = Options(
+        options = arguments.options(
             device=device,
             memory_limit=memory_limit,
-            isolation=cast(Literal["process", "none"], isolation),
-            limits=Limits(trial_seconds=trial_timeout),
-            target_options=arguments.target_options(
-                image_size=image_size,
-                sequence_length=sequence_length,
-                classes=classes,
-                precision=precision,
-                compile=compile,
-                worst_case=worst_case,
-            ),
-            command=arguments.command_line(),
+            precision=precision,
+            compile=compile,
+            worst_case=worst_case,
+            image_size=image_size,
+            sequence_length=sequence_length,
+            classes=classes,
+            trial_timeout=trial_timeout,
+            isolation=isolation,
         )
         from profiler.api import compare_strategies
         from profiler.document import to_json_document

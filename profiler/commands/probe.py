@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Annotated
 
 import typer
 
 from profiler.commands import arguments
+from profiler.commands.check_tables import verdict_line
 from profiler.commands.console import errors, handled, output
 from profiler.commands.progress import Progress
 from profiler.commands.recording import Recording
 from profiler.commands.tables import comparison_table, finding_lines, plan_lines, print_lines, sizes_table
 from profiler.errors import NothingFits
-from profiler.options import DEFAULT_HEADROOM, Options
-from profiler.prober import TRIAL_SECONDS, VERIFICATION_SECONDS, Limits
+from profiler.options import DEFAULT_HEADROOM
+from profiler.prober import TRIAL_SECONDS, VERIFICATION_SECONDS
 from profiler.report import Report
 
 
@@ -46,6 +47,10 @@ def probe(
     comparison: Annotated[
         bool, typer.Option("--compare/--no-compare", help="Compare summed loss with a backward each.")
     ] = True,
+    check: Annotated[
+        bool,
+        typer.Option("--check/--no-check", help="Check on a few samples that accumulation equals the whole batch."),
+    ] = True,
     output_folder: arguments.Output = None,
     force: arguments.Force = False,
     as_json: arguments.Json = False,
@@ -53,37 +58,35 @@ def probe(
 ) -> None:
     """Find the largest micro-batch that fits, the fastest one, and the accumulation plan for an effective batch."""
     with handled():
-        options = Options(
-            effective_batch_size=effective_batch,
+        options = arguments.options(
+            effective_batch=effective_batch,
             device=device,
             memory_limit=memory_limit,
             headroom=headroom,
             data_parallel_size=data_parallel_size,
-            ceiling=arguments.parse_ceiling(ceiling),
             equal=equal,
-            isolation=cast(Literal["process", "none"], isolation),
-            limits=Limits(trial_seconds=trial_timeout, verification_seconds=verification_timeout),
-            target_options=arguments.target_options(
-                image_size=image_size,
-                sequence_length=sequence_length,
-                classes=classes,
-                precision=precision,
-                compile=compile,
-                worst_case=worst_case,
-            ),
-            command=arguments.command_line(),
+            ceiling=ceiling,
+            precision=precision,
+            compile=compile,
+            worst_case=worst_case,
+            image_size=image_size,
+            sequence_length=sequence_length,
+            classes=classes,
+            trial_timeout=trial_timeout,
+            verification_timeout=verification_timeout,
+            isolation=isolation,
         )
         from profiler.api import probe as run_probe
 
         with Recording(output_folder, force=force) as recording, Progress(errors(), quiet=quiet) as progress:
-            report = run_probe(target, options, comparison=comparison, observe=recording.also(progress))
+            report = run_probe(target, options, comparison=comparison, check=check, observe=recording.also(progress))
             files = recording.finish(report)
-        _print(report, files, as_json=as_json)
+        _print(report, target, files, as_json=as_json)
         if report.finding.largest_fit == 0 or (effective_batch is not None and report.plan is None):
             raise NothingFits(report.notes[-1])
 
 
-def _print(report: Report, files: list[Path], *, as_json: bool) -> None:
+def _print(report: Report, target: str, files: list[Path], *, as_json: bool) -> None:
     if as_json:
         from profiler.document import to_json_document
 
@@ -95,6 +98,8 @@ def _print(report: Report, files: list[Path], *, as_json: bool) -> None:
     if report.plan is not None:
         console.print()
         print_lines(console, plan_lines(report.plan, report.run))
+    if report.equivalence is not None:
+        print_lines(console, (verdict_line(report.equivalence, target),))
     if report.comparison:
         console.print()
         comparison_table(report.comparison, report.run.capacity_bytes).print(console)

@@ -11,7 +11,7 @@ from rich.status import Status
 from rich.text import Text
 
 from profiler.commands.tables import format_rate
-from profiler.events import Began, Compared, Event, Found, Noted, Planned, SizeTried, Started, Timed
+from profiler.events import Began, Checked, Compared, Event, Found, Noted, Planned, SizeTried, Started, Timed
 from profiler.outcomes import Trial
 from profiler.units import format_bytes, format_seconds
 
@@ -67,6 +67,8 @@ def describe(event: Event, capacity_bytes: int) -> str | None:
         case Compared(trial=trial):
             way = f"{trial.strategy.value.replace('_', ' ')} of {trial.accumulation_steps} × {trial.micro_batch_size}"
             return f"  {way:<32}{_outcome(trial, capacity_bytes)}"
+        case Checked(equivalence=equivalence):
+            return f"  check {equivalence.batch_size:>5}  {equivalence.verdict}"
         case Planned(plan=plan):
             return f"  plan  {plan.reason}"
         case Noted(text=text):

@@ -10,7 +10,7 @@ from typing import Self
 from rich.text import Text
 
 from profiler.commands.console import errors
-from profiler.events import Began, Compared, Event, Found, Noted, Observer, Planned, SizeTried, Timed
+from profiler.events import Began, Checked, Compared, Event, Found, Noted, Observer, Planned, SizeTried, Timed
 from profiler.records import Records, RecordWriter
 from profiler.report import Report, RunInfo
 from profiler.run_folder import RunFolder
@@ -94,6 +94,8 @@ class Recording:
                 writer.append(trial, kind="comparison")
             case Timed(throughput=throughput):
                 writer.append(throughput)
+            case Checked(equivalence=equivalence):
+                writer.append(equivalence)
             case Planned(plan=plan):
                 writer.append(plan)
             case Noted(text=text):

@@ -15,10 +15,13 @@ from profiler.plan import AccumulationPlan
 from profiler.report import Report, RunInfo
 from profiler.units import format_bytes, format_joules, format_seconds
 
+# Columns of words; the first column is one anyway.
+LEFT = ("outcome", "split")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """A title, column names and rows of text; the first column's entries stand left, numbers right."""
+    """A title, column names and rows of text; words stand left, numbers right."""
 
     title: str
     columns: tuple[str, ...]
@@ -30,7 +33,7 @@ class Table:
             box=box.SIMPLE_HEAD, title=self.title, title_justify="left", title_style="bold", pad_edge=False
         )
         for index, column in enumerate(self.columns):
-            table.add_column(column, justify="left" if column in ("outcome", "strategy") or not index else "right")
+            table.add_column(column, justify="left" if column in LEFT or not index else "right")
         for row in self.rows:
             table.add_row(*row)
         console.print(table)

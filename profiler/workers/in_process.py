@@ -34,9 +34,6 @@ class HeldSource:
 class InProcessRunner:
     """Runs every job in this process; time limits cannot be kept here, and a crash is the caller's own."""
 
-    def start(self) -> None:
-        """Nothing to start."""
-
     def close(self) -> None:
         """Nothing to end."""
 

@@ -13,10 +13,7 @@ T = TypeVar("T")
 
 
 class Runner(Protocol):
-    """Runs the functions of `profiler.trial`."""
-
-    def start(self) -> None:
-        """Begin whatever takes time to start, without waiting for it."""
+    """Runs the functions of `profiler.trial` and `profiler.checking.job`."""
 
     def close(self) -> None:
         """End every process that was started."""
@@ -39,10 +36,6 @@ class ProcessRunner:
         self._sizing = ForkServer(environment, imports)
         self._timing = ForkServer({}, imports) if environment else self._sizing
         self._keeps_workers = device.keeps_workers
-
-    def start(self) -> None:
-        """Start the sizing server; the timing server starts at its first job."""
-        self._sizing.start()
 
     def close(self) -> None:
         """End the servers and their workers."""

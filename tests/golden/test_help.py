@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = "import sys; sys.argv[0] = 'microbatch'; from profiler.commands import main; main()"
 
 
-@pytest.mark.parametrize("subcommand", ["", "probe", "compare", "plot", "devices"])
+@pytest.mark.parametrize("subcommand", ["", "probe", "check", "compare", "plot", "devices"])
 def test_help(subcommand: str, golden: Callable[[str], None]) -> None:
     variables = {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb", "PYTHONUTF8": "1"}
     arguments = [subcommand, "--help"] if subcommand else ["--help"]

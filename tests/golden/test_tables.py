@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import pytest
 from rich.console import Console
+from sample_checks import equal_check, unequal_check
 from sample_records import SHAPES, fast_small, gpu, nothing_fits, resnet
 
 from profiler.commands.devices import devices_table
 from profiler.commands.progress import describe
 from profiler.commands.tables import comparison_table, finding_lines, plan_lines, print_lines, sizes_table
 from profiler.devices import DeviceFacts, Surveyed
-from profiler.events import Began, Compared, Event, Found, Noted, Planned, SizeTried, Started, Timed
+from profiler.events import Began, Checked, Compared, Event, Found, Noted, Planned, SizeTried, Started, Timed
 from profiler.plan import AccumulationPlan
 from profiler.records import Records
 from profiler.report import Report
@@ -135,6 +136,10 @@ def events(records: Records) -> list[Event]:
         *(SizeTried(trial=trial) for trial in records.trials),
         Found(finding=records.finding, trials=6, seconds=12.5),
         *(Timed(throughput=timed) for timed in records.throughput),
+        *(
+            [Checked(equivalence=equal_check() if records.run.device == "cpu" else unequal_check())]
+            * bool(records.plan)
+        ),
         Noted(text="timing varies."),
         *([Planned(plan=records.plan)] if records.plan else []),
         *(Compared(trial=trial) for trial in records.comparison),

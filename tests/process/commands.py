@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -132,6 +133,25 @@ def user_folder(folder: Path) -> Path:
     folder.mkdir(parents=True)
     (folder / "train.py").write_text(USER_FILE)
     return folder
+
+
+def processes_with(mark: str) -> list[int]:
+    """The processes that carry `mark` in their environment."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"MARK={mark}".encode() in (entry / "environ").read_bytes():
+                found.append(int(entry.name))
+        except (FileNotFoundError, PermissionError, ProcessLookupError):
+            continue
+    return found
+
+
+def wait_for_the_end_of(mark: str) -> None:
+    deadline = time.monotonic() + 5
+    while processes_with(mark) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert processes_with(mark) == []
 
 
 class Runs:

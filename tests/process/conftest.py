@@ -38,9 +38,6 @@ class Kept:
 
     server: ForkServer
 
-    def start(self) -> None:
-        self.server.start()
-
     def run(self, function: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
         return self.server.run(function, *arguments, **settings)
 

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,8 +21,11 @@ from process.states import changes, model_state, process_state
 from process.workloads import WIDTH, Scale, even, rows, sgd, squares
 from profiler import (
     AccumulationPlan,
+    Decomposition,
     DeviceUnavailable,
+    Equivalence,
     Limits,
+    MicrobatchError,
     NothingFits,
     Options,
     Report,
@@ -31,13 +34,27 @@ from profiler import (
     UsageError,
     Workload,
     WorkloadError,
+    check_equivalence,
     compare_strategies,
     find_accumulation_plan,
     probe,
 )
-from profiler.events import Began, Compared, Event, Found, Noted, Planned, SizeTried, Started, Timed, unobserved
+from profiler.events import (
+    Began,
+    Checked,
+    Compared,
+    Event,
+    Found,
+    Noted,
+    Planned,
+    SizeTried,
+    Started,
+    Timed,
+    unobserved,
+)
 from profiler.opening import open_prober
 from profiler.outcomes import Fits
+from profiler.prober import Prober
 from profiler.units import MIB
 
 LIMIT = 8 * MIB
@@ -264,7 +281,8 @@ def test_an_observer_sees_what_happens_in_its_order(plan: AccumulationPlan, even
     assert isinstance(first, Began)
     assert (first.run.workload, first.run.device, first.run.capacity_bytes) == ("even", "cpu", LIMIT)
     assert last == Planned(plan=plan)
-    assert order.count(Planned) == order.count(Found) == order.count(Began) == 1
+    assert order.count(Planned) == order.count(Checked) == order.count(Found) == order.count(Began) == 1
+    assert order.index(Timed) < order.index(Checked) < order.index(Planned)
     assert max(order.index(kind) for kind in (SizeTried, Started)) < order.index(Found) < order.index(Timed)
     for number, event in enumerate(events):
         if isinstance(event, SizeTried | Timed | Compared):
@@ -721,3 +739,150 @@ def test_samples_that_differ_in_size_are_noted(kept_servers: None, worst_case: b
         pass
 
     assert any("samples differ in size" in note for note in notes) == said
+
+
+def test_a_workload_is_checked_by_itself(kept_servers: None) -> None:
+    told: list[Event] = []
+    model = Scale()
+    model.eval()
+    before = model_state(model)
+    found = check_equivalence(even(model=model, loss=squares), options=Options(device="cpu"), observe=told.append)
+
+    assert (found.equal, found.verdict, found.batch_size) == (True, "equal", 16)
+    assert {way.precision for way in found.ways} == {"fp64", "fp32"}
+    assert [event for event in told if isinstance(event, Checked)] == [Checked(equivalence=found)]
+    assert changes(before, model_state(model)) == set()
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        (1, "the effective batch is 1: one sample cannot be split into micro-batches.* Use 2 or more"),
+        (0, "the effective batch is 0: it counts samples"),
+        (-3, "the effective batch is -3"),
+        (4.0, r"the effective batch is 4\.0: it must be a whole number"),
+    ],
+)
+def test_fewer_samples_than_two_cannot_be_checked(size: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        check_equivalence(even(), size)
+
+
+def test_a_check_notes_nothing_that_only_sizes_depend_on(kept_servers: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Prober, "check", lambda prober, size, *, thorough: replace(EQUIVALENCE, notes=("its own",)))
+    workload = Workload.supervised(Scalar, mean_error, Growing(), collate=padded)
+    told: list[Event] = []
+    found = check_equivalence(workload, 4, Options(device="cpu"), observe=told.append)
+    (began,) = (event for event in told if isinstance(event, Began))
+
+    assert found.notes == ("its own",)
+    assert began.run.capacity_bytes > 512 * MIB  # nobody asked for a budget
+
+
+EQUIVALENCE = Equivalence(
+    batch_size=8,
+    equal=False,
+    decomposes=Decomposition.NO,
+    items=None,
+    modules=(),
+    random_modules=(),
+    ways=(),
+    verdict="not equal: it is a test's",
+    reasons=(),
+    advice="",
+)
+
+
+@pytest.mark.parametrize(
+    ("ceiling", "effective_batch_size", "samples"),
+    [(1, None, 2), (3, None, 3), (4, None, 4), (1, 2, 2), (4, 2, 2), (4, 3, 3), (4, 40, 4), (4, 1, 4)],
+)
+def test_a_probe_checks_as_many_samples_as_fit_and_are_wanted_but_two(
+    kept_servers: None,
+    monkeypatch: pytest.MonkeyPatch,
+    ceiling: int,
+    effective_batch_size: int | None,
+    samples: int,
+) -> None:
+    asked: list[tuple[int, bool]] = []
+
+    def check(prober: Prober, size: int, *, thorough: bool) -> Equivalence:
+        asked.append((size, thorough))
+        return EQUIVALENCE
+
+    monkeypatch.setattr(Prober, "check", check)
+    report = probed(even(loss=squares), ceiling=ceiling, effective_batch_size=effective_batch_size)
+
+    assert asked == [(samples, False)]
+    assert report.equivalence is EQUIVALENCE
+    assert (report.plan is None) == (effective_batch_size is None)
+    assert report.plan is None or report.plan.equivalence == EQUIVALENCE.verdict
+
+
+def test_a_large_micro_batch_is_checked_on_eight_samples(kept_servers: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def check(prober: Prober, size: int, *, thorough: bool) -> Equivalence:
+        asked.append(size)
+        return EQUIVALENCE
+
+    monkeypatch.setattr(Prober, "check", check)
+    probe(even(loss=squares), Options(device="cpu", memory_limit=64 * MIB, ceiling=16), comparison=False)
+
+    assert asked == [8]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [TrialError("it did not end."), WorkloadError("it has a bug."), NothingFits("it is full."), UsageError("no.")],
+)
+def test_a_check_that_fails_is_a_note_and_loses_nothing(
+    kept_servers: None, monkeypatch: pytest.MonkeyPatch, error: MicrobatchError
+) -> None:
+    def fail(prober: Prober, size: int, *, thorough: bool) -> Equivalence:
+        raise error
+
+    monkeypatch.setattr(Prober, "check", fail)
+    report = probed(even(loss=squares), ceiling=2, effective_batch_size=2)
+
+    assert report.equivalence is None
+    assert report.plan is not None
+    assert report.plan.equivalence is None
+    assert f"not checked: {error}" in report.notes
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_a_probe_without_a_check_runs_none(kept_servers: None, monkeypatch: pytest.MonkeyPatch, check: bool) -> None:
+    monkeypatch.setattr(Prober, "check", lambda prober, size, *, thorough: EQUIVALENCE)
+    plan = find_accumulation_plan(even(loss=squares), 2, device="cpu", memory_limit=LIMIT, check=check)
+
+    assert plan.equivalence == (EQUIVALENCE.verdict if check else None)
+
+
+def test_where_nothing_fits_nothing_is_checked(kept_servers: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(prober: Prober, size: int, *, thorough: bool) -> Equivalence:
+        raise AssertionError("there is no size to check")
+
+    monkeypatch.setattr(Prober, "check", fail)
+    report = probe(even(), Options(device="cpu", memory_limit="200KiB"))
+
+    assert report.equivalence is None
+
+
+def test_why_there_is_no_plan_is_the_last_note_whatever_else_is_noted(
+    kept_servers: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def varying(prober: Prober) -> None:
+        prober.observe(Noted(text="timing varies."))
+
+    def hang(*arguments: Any) -> Any:
+        raise TrialError("it did not end")
+
+    monkeypatch.setattr("profiler.api.note_spread", varying)
+    monkeypatch.setattr("profiler.api.compare", hang)
+    options = Options(device="cpu", memory_limit=LIMIT, effective_batch_size=2, ceiling="target", headroom=0.9)
+    report = probe(even(loss=squares), options, check=False)
+
+    assert report.plan is None
+    assert "timing varies." in report.notes
+    assert "headroom of 90%" in report.notes[-1]

@@ -33,6 +33,11 @@ def probe(target: str, *options: str, words: tuple[str, ...], status: int = 2, o
     return Refused(arguments, words, status, own)
 
 
+def check_of(target: str, *options: str, words: tuple[str, ...], own: str | None = None) -> Refused:
+    """A check on the CPU, which writes nowhere."""
+    return Refused(("check", target, "--device", "cpu", *options), words, own_traceback=own)
+
+
 SOUND = "train.py:workload"
 ROWS = {
     # What is not there.
@@ -86,6 +91,24 @@ ROWS = {
     "no micro-batch": Refused(
         ("compare", SOUND, "--micro-batch", "0", "--output", "earlier", "--force"), ("of 0 samples", "at least 1")
     ),
+    # Checks.
+    "check of one sample": check_of(
+        SOUND, "--effective-batch", "1", words=("effective batch is 1", "cannot be split", "Use 2 or more")
+    ),
+    "check of no samples": check_of(SOUND, "--effective-batch", "0", words=("effective batch is 0", "at least 1")),
+    "check of a negative number": check_of(SOUND, "--effective-batch", "-3", words=("effective batch is -3",)),
+    "check of no number": check_of(SOUND, "--effective-batch", "abc", words=("--effective-batch", "integer")),
+    "check of no such example": check_of("digits-cn", words=("no workload 'digits-cn'", "digits-cnn")),
+    "check with an unknown precision": check_of(SOUND, "--precision", "fp8", words=("'fp8'", "fp32, tf32, bf16")),
+    "check in no time at all": check_of(SOUND, "--trial-timeout", "0", words=("time limit of 0.0 seconds",)),
+    "check into a folder": check_of(SOUND, "--output", "elsewhere", words=("No such option", "--output")),
+    "check of a model with a bug": check_of(
+        "train.py:misshapen",
+        words=("failed in the check with 16 samples, in its forward", "RuntimeError", "shapes cannot be multiplied"),
+        own="in forward",
+    ),
+    "check of a loss that is infinite": check_of("train.py:infinite", words=("inf",)),
+    "check of a loss that is a vector": check_of("train.py:vector", words=("a tensor of shape (32,)", "a scalar")),
     # What does not fit, or is not here.
     "micro-batch too large to compare": Refused(
         (

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,17 @@ from typing import Any
 
 import pytest
 
-from process.commands import CLI, ROOT, Ran, Runs, environment, microbatch, user_folder
+from process.commands import (
+    CLI,
+    ROOT,
+    Ran,
+    Runs,
+    environment,
+    microbatch,
+    processes_with,
+    user_folder,
+    wait_for_the_end_of,
+)
 from profiler.run_folder import FILES
 
 SMALL = ("train.py:workload", "--device", "cpu", "--memory-limit", "8MiB")
@@ -26,7 +35,7 @@ COMMANDS = {
     "plain": ("probe", *SMALL, *SHORT),
     "shared": (
         *("probe", *SMALL, "--effective-batch", "6", "--data-parallel-size", "2", "--ceiling", "target"),
-        *("--no-compare", "--json", "--quiet", "--output", "occupied", "--force"),
+        *("--no-compare", "--no-check", "--json", "--quiet", "--output", "occupied", "--force"),
     ),
     "without room": (
         *("probe", "train.py:heavy", "--device", "cpu", "--memory-limit", "4MiB", "--effective-batch", "8"),
@@ -58,6 +67,7 @@ PLAN = {
     "peak_bytes": int,
     "step_seconds": float,
     "verified_steps": int,
+    "equivalence": str,
     "reason": str,
 }
 SEARCH = {"trials": int, "seconds": float, "out_of_memory": int}
@@ -72,6 +82,7 @@ DOCUMENT = {
     "trials": list,
     "throughput": list,
     "comparison": list,
+    "equivalence": dict,
     "plan": dict,
     "search": dict,
     "files": list,
@@ -161,6 +172,18 @@ def test_all_three_strategies_are_compared_at_the_micro_batch_of_the_plan(docume
     assert failed == {"whole_batch", "summed_loss"}
 
 
+def test_a_few_samples_are_checked_and_the_plan_says_what_came_of_it(runs: Runs, document: dict[str, Any]) -> None:
+    checked = document["equivalence"]
+    assert (checked["equal"], checked["verdict"]) == (True, "equal")
+    assert checked["batch_size"] == min(8, document["largest_fit"], 40)
+    assert document["plan"]["equivalence"] == checked["verdict"]
+    assert json.loads((runs["full"].folder / "run" / "plan.json").read_text())["equivalence"] == checked
+    lines = (runs["full"].folder / "run" / "records.jsonl").read_text().splitlines()
+    kinds = [json.loads(line)["kind"] for line in lines]
+    assert kinds.count("equivalence") == 1
+    assert kinds.index("finding") < kinds.index("equivalence") < kinds.index("plan")
+
+
 def test_every_file_that_is_listed_exists_and_every_file_is_listed(runs: Runs, document: dict[str, Any]) -> None:
     folder = runs["full"].folder
     listed = [folder / path for path in document["files"]]
@@ -183,6 +206,8 @@ def test_without_json_standard_output_is_tables_sentences_and_paths(runs: Runs) 
     assert ran.status == 0, ran.errors
     assert "tiny on cpu" in ran.output
     assert "Largest micro-batch tried: 3, the ceiling; it fits in 8 MiB." in ran.output
+    assert "Checked with 3 samples: accumulation and the whole batch are equal. " in ran.output
+    assert "`microbatch check train.py:workload` has the details." in ran.output
     assert "\x1b" not in ran.output
     paths = re.findall(r"^results/runs/\S+$", ran.output, re.MULTILINE)
     assert paths == ran.output.splitlines()[-len(paths) :]
@@ -218,6 +243,8 @@ def test_a_ceiling_of_target_is_the_share_of_one_replica(runs: Runs) -> None:
     assert document["smallest_misfit"] is None
     assert document["limited_by"] == "ceiling"
     assert document["comparison"] == []
+    assert document["equivalence"] is None
+    assert document["plan"]["equivalence"] is None
     assert [sum(sizes) for sizes in document["plan"]["replicas"]] == [3, 3]
     assert document["plan"]["data_parallel_size"] == 2
 
@@ -316,25 +343,6 @@ def test_an_interrupted_probe_keeps_its_records_and_leaves_no_worker(tmp_path: P
     drawn = microbatch("plot", "stopped", folder=folder)
     assert drawn.status == 0, drawn.errors
     assert "stopped/memory.png" in drawn.output.splitlines()
-
-
-def processes_with(mark: str) -> list[int]:
-    """The processes that carry `mark` in their environment."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            if f"MARK={mark}".encode() in (entry / "environ").read_bytes():
-                found.append(int(entry.name))
-        except (FileNotFoundError, PermissionError, ProcessLookupError):
-            continue
-    return found
-
-
-def wait_for_the_end_of(mark: str) -> None:
-    deadline = time.monotonic() + 5
-    while processes_with(mark) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert processes_with(mark) == []
 
 
 def test_the_command_from_the_repository_and_by_its_path_is_the_same(tmp_path: Path) -> None:

@@ -31,6 +31,8 @@ class Outer:
     rows: tuple[tuple[int, ...], ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     inner: Inner | None = None
+    parts: tuple[Inner, ...] = ()
+    exact: bool = False
 
 
 WHOLE = Outer(
@@ -41,6 +43,8 @@ WHOLE = Outer(
     rows=((2, 1), (1,)),
     versions={"torch": "2.13"},
     inner=Inner(size=7),
+    parts=(Inner(size=1), Inner(size=2, note="last")),
+    exact=True,
 )
 ENTRIES: dict[str, Any] = {
     "name": "a",
@@ -50,6 +54,8 @@ ENTRIES: dict[str, Any] = {
     "rows": [[2, 1], [1]],
     "versions": {"torch": "2.13"},
     "inner": {"size": 7, "note": "none"},
+    "parts": [{"size": 1, "note": "none"}, {"size": 2, "note": "last"}],
+    "exact": True,
 }
 
 
@@ -69,14 +75,19 @@ def test_values_become_jsons_own_types(value: object, expected: object) -> None:
 
 
 def test_what_was_encoded_is_decoded_by_the_annotations() -> None:
-    outer = Outer(name="a", seconds=2.0, colour=Colour.BLUE, limit=3, rows=((2, 1), (1,)), versions={"torch": "2.13"})
+    assert decode(Outer, json.loads(json.dumps(encode(WHOLE)))) == WHOLE
+    assert type(decode(Outer, encode(WHOLE)).colour) is Colour
 
-    assert decode(Outer, encode(outer)) == outer
-    assert type(decode(Outer, encode(outer)).colour) is Colour
+
+def test_what_is_inside_is_decoded_likewise() -> None:
+    entries = ENTRIES | {"inner": None, "parts": [{"size": 1, "colour": "green"}]}
+
+    assert decode(Outer, entries).inner is None
+    assert decode(Outer, entries).parts == (Inner(size=1),)
 
 
 def test_what_is_given_is_taken_as_it_is() -> None:
-    assert decode(Outer, ENTRIES, inner=Inner(size=7)) == WHOLE
+    assert decode(Outer, ENTRIES | {"inner": "what is passed over"}, inner=Inner(size=7)) == WHOLE
 
 
 def test_a_missing_key_takes_its_default_and_each_time_a_new_one() -> None:
@@ -112,6 +123,13 @@ def test_a_key_without_a_default_must_be_there() -> None:
         ("rows", [[1], ["2"]], "\"rows\" is '2', not a whole number"),
         ("versions", [], '"versions" is [], not an object'),
         ("versions", {"torch": 2}, '"versions" is 2, not a text'),
+        ("exact", 1, '"exact" is 1, not true or false'),
+        ("exact", None, '"exact" is None, not true or false'),
+        ("inner", [], '"inner" is [], not an object'),
+        ("inner", {}, '"size" is missing'),
+        ("parts", {"size": 1}, "\"parts\" is {'size': 1}, not a list"),
+        ("parts", [1], '"parts" is 1, not an object'),
+        ("parts", [{"size": 1}, {"size": "2"}], "\"size\" is '2', not a whole number"),
     ],
 )
 def test_a_value_of_another_type_is_refused_by_its_key(key: str, value: object, message: str) -> None:

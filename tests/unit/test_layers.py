@@ -14,8 +14,9 @@ PACKAGE = Path(__file__).parents[2] / "profiler"
 # Imports point up: a module, or any module of a package, imports from rows above its own and from nowhere else here.
 LAYERS = (
     # Words and values.
-    ("errors", "outcomes", "codec", "nearest", "tracebacks"),
-    ("units", "equivalence"),
+    ("errors", "outcomes", "codec", "nearest", "tracebacks", "nests"),
+    ("units", "equivalence", "parts"),
+    ("windows",),
     # What to try and what to choose; the curve through what was tried.
     ("plan", "curve"),
     ("search",),
@@ -33,10 +34,10 @@ LAYERS = (
     ("targets",),
     # Where it is trained, and how.
     ("devices", "switches"),
-    ("steps",),
-    ("measure",),
+    ("steps", "replicas"),
+    ("measure", "loop"),
     ("trial",),
-    ("workers",),
+    ("checking", "workers"),
     # Trials put together: sizes, then a search over them, then a plan from them.
     ("judge",),
     ("prober",),
@@ -48,14 +49,14 @@ LAYERS = (
 
 PURE = (
     *("errors", "units", "outcomes", "search", "plan", "curve", "report", "events", "lines", "codec"),
-    *("nearest", "files", "tracebacks", "equivalence"),
+    *("nearest", "files", "tracebacks", "equivalence", "nests", "parts", "windows"),
 )
 
 # Every package that is not Python's own, and the modules that may import it, at the top or inside a function.
 LIBRARIES = {
     "torch": {
         *("batches", "workload", "architectures", "examples"),
-        *("devices", "switches", "steps", "trial", "workers"),
+        *("devices", "switches", "steps", "replicas", "loop", "trial", "checking", "workers"),
     },
     "pandas": {"records"},
     "matplotlib": {"plots"},
@@ -68,7 +69,10 @@ LIBRARIES = {
 
 # The others import inside functions, so that the command line's help and errors do not wait for it.
 HEAVY_AT_THE_TOP = {
-    "torch": {"batches", "workload", "architectures", "examples", "steps", "workers.in_process"},
+    "torch": {
+        *("batches", "workload", "architectures", "examples"),
+        *("steps", "replicas", "loop", "checking", "workers.in_process"),
+    },
     "matplotlib": {"plots"},
 }
 

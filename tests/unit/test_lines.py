@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from sample_checks import CHECKS, unequal_check
 from sample_records import nothing_fits, resnet
 
 from profiler.errors import UsageError
@@ -25,12 +26,20 @@ END = SearchEnd(
 )
 TRIAL = Trial(micro_batch_size=4, outcome=Fits(peak_bytes=40, seconds=1.0))
 TIMED = Throughput(micro_batch_size=4, micro_step_seconds=(0.5,), optimizer_seconds=())
-PLAN = AccumulationPlan(effective_batch_size=5, replicas=((3, 2),), reason="It is a test's.")
+PLAN = AccumulationPlan(effective_batch_size=5, replicas=((3, 2),), reason="It is a test's.", equivalence="equal")
 
 
 @pytest.mark.parametrize(
     ("value", "kind"),
-    [(resnet().run, "run"), (TRIAL, "trial"), (TIMED, "throughput"), (END, "finding"), (PLAN, "plan"), ("a", "note")],
+    [
+        (resnet().run, "run"),
+        (TRIAL, "trial"),
+        (TIMED, "throughput"),
+        (END, "finding"),
+        *((make(), "equivalence") for make in CHECKS.values()),
+        (PLAN, "plan"),
+        ("a", "note"),
+    ],
 )
 def test_a_value_is_called_by_its_kind_after_the_schema(value: Value, kind: str) -> None:
     record = to_record(value)
@@ -48,6 +57,32 @@ def test_a_trial_of_a_comparison_is_called_one_and_is_a_trial_all_the_same() -> 
     assert from_record(record) == TRIAL
 
 
+def test_a_check_is_written_with_every_way() -> None:
+    record = to_record(unequal_check())
+
+    assert (record["equal"], record["decomposes"], record["batch_size"]) == (False, "items", 16)
+    assert record["modules"][:2] == ["layers.0.norm", "layers.1.norm"]
+    assert len(record["ways"]) == 14
+    assert record["ways"][1] == {
+        "strategy": "summed_loss",
+        "split": [4, 4, 4, 4],
+        "precision": "fp64",
+        "loss": pytest.approx(2.612585093),
+        "gradient_difference": 0.31,
+        "bound": 3.6e-12,
+        "parameter_sum": pytest.approx(-1234.87789),
+        "equal": False,
+        "why": "BatchNorm normalises each micro-batch by itself (9 layers)",
+    }
+
+
+def test_a_plan_of_before_checks_were_made_is_read() -> None:
+    record = to_record(PLAN)
+    del record["equivalence"]
+
+    assert from_record(record) == replace(PLAN, equivalence=None)
+
+
 def test_a_note_is_its_text() -> None:
     assert to_record("stop other jobs") == {"schema": SCHEMA, "kind": "note", "text": "stop other jobs"}
 
@@ -62,6 +97,10 @@ def test_a_note_is_its_text() -> None:
         ({"schema": 1, "kind": "note", "text": 3}, "\"kind\" is 'note', none that this version knows"),
         ({"schema": 1, "kind": "trial", "outcome": "fits"}, '"peak_bytes" is missing'),
         ({"schema": 1, "kind": "trial", "outcome": "out_of_memory", "peak_bytes": 1}, '"phase" is missing'),
+        ({"schema": 1, "kind": "equivalence"}, '"batch_size" is missing'),
+        (to_record(unequal_check()) | {"equal": "no"}, "\"equal\" is 'no', not true or false"),
+        (to_record(unequal_check()) | {"decomposes": "parts"}, "not one of samples, items, weighted, sum, no"),
+        (to_record(unequal_check()) | {"ways": [{"split": [1]}]}, '"strategy" is missing'),
         (
             to_record(TIMED) | {"micro_step_seconds": [1, -1]},
             r'"micro_step_seconds" is \[1, -1\], not a list of positive',

@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from sample_checks import equal_check, unequal_check
 from sample_records import SHAPES, nothing_fits, resnet
 
 from profiler.codec import decode, encode
-from profiler.document import plan_document, to_json_document
+from profiler.document import check_document, plan_document, to_json_document
+from profiler.equivalence import Decomposition, Equivalence, Way
 from profiler.errors import UsageError
 from profiler.lines import SearchEnd, Value, from_record, to_record
 from profiler.outcomes import Finding, Fits, OutOfMemory, Strategy, Throughput, Trial
@@ -100,7 +102,36 @@ def plans(draw: st.DrawFn) -> AccumulationPlan:
         peak_bytes=draw(maybe | amounts),
         step_seconds=draw(maybe | seconds),
         verified_steps=draw(st.integers(0, 9)),
+        equivalence=draw(maybe | texts),
     )
+
+
+ways = st.builds(
+    Way,
+    strategy=st.sampled_from(Strategy),
+    split=st.lists(sizes, max_size=3).map(tuple),
+    precision=texts,
+    loss=maybe | seconds,
+    gradient_difference=maybe | seconds,
+    bound=seconds,
+    parameter_sum=maybe | seconds,
+    equal=st.booleans(),
+    why=texts,
+)
+checks = st.builds(
+    Equivalence,
+    batch_size=sizes,
+    equal=st.booleans(),
+    decomposes=st.sampled_from(Decomposition),
+    items=maybe | texts,
+    modules=st.lists(texts, max_size=2).map(tuple),
+    random_modules=st.lists(texts, max_size=2).map(tuple),
+    ways=st.lists(ways, max_size=2).map(tuple),
+    verdict=texts,
+    reasons=st.lists(texts, max_size=2).map(tuple),
+    advice=texts,
+    notes=st.lists(texts, max_size=2).map(tuple),
+)
 
 
 @st.composite
@@ -126,6 +157,7 @@ reports = st.builds(
     finding=searches(),
     throughput=st.lists(timings, max_size=3).map(tuple),
     comparison=st.lists(trials, max_size=4).map(tuple),
+    equivalence=maybe | checks,
     plan=maybe | plans(),
     search_seconds=seconds,
     search_trials=st.integers(0, 99),
@@ -133,7 +165,7 @@ reports = st.builds(
 )
 
 
-@given(value=runs | trials | timings | plans() | texts)
+@given(value=runs | trials | timings | checks | plans() | texts)
 def test_a_value_survives_its_line(value: Value) -> None:
     line = json.dumps(to_record(value), allow_nan=False)
 
@@ -345,7 +377,7 @@ json_values = st.recursive(
 )
 
 
-@given(data=st.data(), value=runs | trials | timings | plans(), new=json_values)
+@given(data=st.data(), value=runs | trials | timings | checks | plans(), new=json_values)
 def test_any_value_under_any_key_is_read_or_refused_but_never_a_crash(
     data: st.DataObject, value: Value, new: Any
 ) -> None:
@@ -437,6 +469,62 @@ def test_the_json_document_holds_what_the_command_promises() -> None:
         "reason": "It has the least time per optimizer step.",
     }
     assert document["plan"] | plan == document["plan"]
+
+
+def test_a_file_of_before_checks_were_made_is_read_without_one(written: Path) -> None:
+    lines = [json.loads(line) for line in written.read_text().splitlines()]
+    for line in lines:
+        line.pop("equivalence", None)
+    written.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    assert read_records(written) == resnet()
+    assert read_records(written).equivalence is None
+
+
+def test_the_check_is_in_the_file_before_the_plan_and_comes_back(tmp_path: Path) -> None:
+    checked = replace(resnet(), equivalence=unequal_check())
+    path = write(tmp_path / "records.jsonl", checked)
+    kinds = [json.loads(line)["kind"] for line in path.read_text().splitlines()]
+
+    assert kinds[-2:] == ["equivalence", "plan"]
+    assert read_records(path) == checked
+
+
+def test_the_document_has_what_the_check_found() -> None:
+    plan = resnet().plan
+    assert plan is not None
+    checked = replace(resnet(), equivalence=unequal_check(), plan=replace(plan, equivalence="not equal"))
+    document, saved = to_json_document(checked), plan_document(checked)
+
+    assert saved is not None
+    assert document["equivalence"] == saved["equivalence"]
+    assert document["plan"]["equivalence"] == saved["plan"]["equivalence"] == "not equal"
+    assert document["equivalence"]["equal"] is False
+    assert document["equivalence"]["modules"] == list(unequal_check().modules)
+    for unchecked in (to_json_document(resnet()), plan_document(resnet())):
+        assert unchecked is not None
+        assert unchecked["equivalence"] is None
+        assert unchecked["plan"]["equivalence"] is None
+
+
+def test_the_document_of_a_check_has_these_keys() -> None:
+    document = check_document(resnet().run, equal_check())
+
+    assert json.loads(json.dumps(document, allow_nan=False)) == document
+    assert list(document) == [
+        *("schema", "workload", "device", "batch_size", "equal", "decomposes", "items", "modules", "random_modules"),
+        *("verdict", "reasons", "ways", "advice", "notes"),
+    ]
+    assert (document["schema"], document["workload"], document["device"]) == (1, "digits-resnet", "cpu")
+    assert (document["equal"], document["decomposes"], document["random_modules"]) == (
+        True,
+        "samples",
+        ["body.1", "body.4"],
+    )
+    assert [way["split"] for way in document["ways"]][:4] == [[16], [4] * 4, [5, 5, 5, 1], [1] * 16]
+    assert list(document["ways"][0]) == [
+        *("strategy", "split", "precision", "loss", "gradient_difference", "bound", "parameter_sum", "equal", "why"),
+    ]
 
 
 def test_where_nothing_fits_the_largest_fit_is_0_and_the_plan_null() -> None:

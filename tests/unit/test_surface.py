@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typer.main import get_command
 
 import profiler
 from profiler import errors
+from profiler.commands import INTERRUPTED, NOT_EQUAL, TERMINATED
 from profiler.commands.app import app
 
 ROOT = Path(__file__).parents[2]
@@ -20,7 +22,9 @@ ROOT = Path(__file__).parents[2]
 PUBLIC = [
     "AccumulationPlan",
     "Comparison",
+    "Decomposition",
     "DeviceUnavailable",
+    "Equivalence",
     "Finding",
     "Fits",
     "Limits",
@@ -34,8 +38,10 @@ PUBLIC = [
     "Trial",
     "TrialError",
     "UsageError",
+    "Way",
     "Workload",
     "WorkloadError",
+    "check_equivalence",
     "compare_strategies",
     "find_accumulation_plan",
     "probe",
@@ -61,8 +67,24 @@ FLAGS = {
         "--verification-timeout",
         "--isolation",
         "--compare/--no-compare",
+        "--check/--no-check",
         "--output",
         "--force",
+        "--json",
+        "--quiet",
+    ],
+    "check": [
+        "target",
+        "--effective-batch",
+        "--device",
+        "--precision",
+        "--compile/--no-compile",
+        "--worst-case",
+        "--image-size",
+        "--sequence-length",
+        "--classes",
+        "--trial-timeout",
+        "--isolation",
         "--json",
         "--quiet",
     ],
@@ -195,18 +217,32 @@ def test_a_subcommand_and_each_of_its_flags_say_what_they_do(name: str) -> None:
     assert [parameter.name for parameter in command.params if not parameter.help] == []
 
 
-def test_flags_that_probe_and_compare_share_have_the_same_default() -> None:
-    probe, compare = (
-        {parameter.name: parameter.default for parameter in commands()[name].params} for name in ("probe", "compare")
+@pytest.mark.parametrize("other", ["check", "compare"])
+def test_flags_that_probe_shares_with_another_have_the_same_default(other: str) -> None:
+    probe, others = (
+        {parameter.name: parameter.default for parameter in commands()[name].params} for name in ("probe", other)
     )
-    shared = probe.keys() & compare.keys()
+    # Of a check it is the samples that are checked, of a probe the aim.
+    shared = (probe.keys() & others.keys()) - {"effective_batch"}
 
-    assert {"target", "device", "memory_limit", "trial_timeout"} <= shared
-    assert {name: compare[name] for name in shared} == {name: probe[name] for name in shared}
+    assert {"target", "device", "precision", "trial_timeout"} <= shared
+    assert {name: others[name] for name in shared} == {name: probe[name] for name in shared}
+
+
+def test_a_check_without_a_number_takes_as_many_samples_from_python_as_from_the_command_line() -> None:
+    (typed,) = (parameter.default for parameter in commands()["check"].params if parameter.name == "effective_batch")
+    called = inspect.signature(profiler.check_equivalence).parameters["effective_batch_size"].default
+
+    assert typed == called == 16
 
 
 def test_the_exit_statuses_of_the_errors_are_these() -> None:
     assert {name: error.exit_status for name, error in ERRORS.items()} == EXIT_STATUSES
+
+
+def test_what_is_no_error_has_a_status_of_its_own() -> None:
+    assert (NOT_EQUAL, INTERRUPTED, TERMINATED) == (5, 130, 143)
+    assert NOT_EQUAL not in {0, 1, *EXIT_STATUSES.values()}
 
 
 def test_the_tree_in_the_docstring_is_the_tree_of_the_errors() -> None:

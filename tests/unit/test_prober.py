@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sample_checks import equal_check, unequal_check
+
+from profiler.checking.job import CheckRequest, check
+from profiler.devices.out_of_memory import Failure
+from profiler.equivalence import Equivalence
+from profiler.errors import MicrobatchError, NothingFits, TrialError, UsageError, WorkloadError
+from profiler.events import Checked, Event, Started
+from profiler.prober import Limits, Prober
+from profiler.switches import Switches
+from profiler.targets import TargetSource
+from profiler.trial import Failed, Setting
+from profiler.units import GIB, MIB
+from profiler.workers.protocol import Died, TimedOut
+
+
+@dataclass(frozen=True, slots=True)
+class Answering:
+    """A runner that answers everything in the same way, and remembers how it was asked."""
+
+    reply: Any
+    asked: list[tuple[Any, ...]] = field(default_factory=list)
+    kept: list[tuple[float, bool]] = field(default_factory=list)
+
+    def close(self) -> None:
+        """Nothing was started."""
+
+    def size(self, function: Callable[..., Any], *arguments: Any, timeout_seconds: float, fresh: bool) -> Any:
+        raise AssertionError("a check measures no memory")
+
+    def time(self, function: Callable[..., Any], *arguments: Any, timeout_seconds: float, fresh: bool) -> Any:
+        self.asked.append((function, *arguments))
+        self.kept.append((timeout_seconds, fresh))
+        return self.reply
+
+
+def setting(device: str, limit_bytes: int | None) -> Setting:
+    return Setting(
+        source=TargetSource(target="digits-cnn", directory=str(Path("/"))),
+        device=device,
+        limit_bytes=limit_bytes,
+        switches=Switches(),
+    )
+
+
+def prober_of(runner: Answering, events: list[Event], device: str = "cpu") -> Prober:
+    shared = setting(device, 64 * MIB)
+    return Prober(
+        runner=runner,
+        setting=shared,
+        timing_setting=shared,
+        capacity_bytes=64 * MIB,
+        compiled=False,
+        limits=Limits(trial_seconds=3.0),
+        observe=events.append,
+    )
+
+
+def checked(reply: Any, device: str = "cpu", size: int = 8) -> Equivalence:
+    return prober_of(Answering(reply), [], device).check(size, thorough=True)
+
+
+@pytest.mark.parametrize("thorough", [True, False])
+@pytest.mark.parametrize("found", [equal_check(), unequal_check()])
+def test_a_check_is_announced_run_once_in_a_worker_of_its_own_and_told(found: Equivalence, thorough: bool) -> None:
+    runner, events = Answering(found), list[Event]()
+    said = prober_of(runner, events).check(8, thorough=thorough)
+
+    assert said is found
+    assert events == [
+        Started(what="the check with 8 samples", why="whether accumulation equals the whole batch"),
+        Checked(equivalence=found),
+    ]
+    ((function, _, request),) = runner.asked
+    ((timeout_seconds, fresh),) = runner.kept
+    assert function is check
+    assert request == CheckRequest(batch_size=8, thorough=thorough)
+    assert timeout_seconds > 2 * 3.0
+    assert fresh
+
+
+@pytest.mark.parametrize(("device", "limit_bytes"), [("cpu", None), ("cuda:1", 64 * MIB)])
+def test_a_check_has_no_budget_on_the_cpu_and_the_probes_on_a_gpu(device: str, limit_bytes: int | None) -> None:
+    runner = Answering(equal_check())
+    prober_of(runner, [], device).check(2, thorough=False)
+
+    ((_, used, _),) = runner.asked
+    assert used == setting(device, limit_bytes)
+
+
+def failed(error: Exception, phase: str = "forward", **changes: Any) -> Failed:
+    failure = Failure.of(error)
+    return replace(
+        Failed(
+            failure=failure,
+            phase=phase,
+            message=f"{type(error).__name__}: {failure.errors[0].text}\nand more",
+            user_traceback="File train.py",
+            refusal=error if isinstance(error, MicrobatchError) else None,
+            peak_bytes=GIB,
+            seconds=1.0,
+        ),
+        **changes,
+    )
+
+
+FULL = RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+@pytest.mark.parametrize(
+    ("reply", "device", "place"),
+    [
+        (failed(MemoryError("as it says")), "cpu", " in its forward (MemoryError: as it says)"),
+        (failed(FULL, "backward"), "cuda:0", " in its backward (RuntimeError: CUDA out of memory. Tried"),
+        (Died(exit_status=-9, output=""), "cpu", " (the worker ended with exit status -9)"),
+    ],
+)
+def test_a_check_without_the_memory_does_not_fit_and_says_how_it_would(reply: Any, device: str, place: str) -> None:
+    with pytest.raises(NothingFits) as caught:
+        checked(reply, device)
+
+    assert str(caught.value).startswith(f"the check with 8 samples ran out of memory{place}")
+    assert str(caught.value).endswith(
+        ": run `microbatch check` with a smaller --effective-batch, or take shorter sequences."
+    )
+
+
+@pytest.mark.parametrize(
+    ("reply", "device", "words"),
+    [
+        (TimedOut(seconds=30.0, output=""), "cpu", ("did not end within 30 s", "--trial-timeout")),
+        (TimedOut(seconds=30.0, output=""), "cuda:0", ("did not end within 30 s", "--trial-timeout")),
+        (Died(exit_status=-11, output=""), "cpu", ("died in", "exit status -11", "It printed nothing")),
+        (Died(exit_status=1, output="the end\n"), "cuda:0", ("died in", "exit status 1", "Its last words:\nthe end")),
+        (Died(exit_status=None, output=""), "cpu", ("died in", "its pipe closed")),
+    ],
+)
+def test_a_check_that_hangs_or_crashes_says_so_of_the_check(reply: Any, device: str, words: tuple[str, ...]) -> None:
+    with pytest.raises(TrialError) as caught:
+        checked(reply, device)
+
+    said = str(caught.value)
+    assert [each for each in ("the check with 8 samples", "--effective-batch", *words) if each not in said] == []
+    assert "micro-batch size" not in said
+    assert "--ceiling" not in said
+    assert "capacity" not in said
+
+
+def test_host_memory_that_ran_out_beside_a_gpu_is_an_error_of_the_check() -> None:
+    with pytest.raises(TrialError, match="the check with 8 samples ran out of host memory outside what is measured on"):
+        checked(failed(MemoryError("")), "cuda:0")
+
+
+def test_a_bug_in_a_check_is_the_users_with_the_users_traceback() -> None:
+    with pytest.raises(WorkloadError) as caught:
+        checked(failed(KeyError("labels")))
+
+    assert str(caught.value) == "the workload failed in the check with 8 samples, in its forward: KeyError: 'labels'"
+    assert caught.value.user_traceback == "File train.py"
+
+
+def test_what_may_be_memory_is_not_taken_for_it_where_no_size_was_tried() -> None:
+    with pytest.raises(WorkloadError, match="in the check with 8 samples, in its forward: RuntimeError: could not"):
+        checked(failed(RuntimeError("could not execute a primitive")))
+
+
+def test_a_refusal_in_a_check_is_passed_on() -> None:
+    refusal = UsageError("tf32 is a mode of NVIDIA GPUs.")
+    with pytest.raises(UsageError) as caught:
+        checked(failed(refusal))
+
+    assert caught.value is refusal
