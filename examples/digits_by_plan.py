@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from profiler import AccumulationPlan
+from profiler import AccumulationPlan, accumulate
 from profiler.examples.digits import load_digits
-from profiler.loop import accumulate
 
 STEPS = 50
 WHOLE = AccumulationPlan(effective_batch_size=100, replicas=((100,),), reason="the whole batch")
@@ -23,7 +22,8 @@ PARTS = AccumulationPlan(effective_batch_size=100, replicas=((34, 33, 33),), rea
 def bce_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     """Averaged over the samples; `sigmoid` and `BCELoss` are not linear, and need not be."""
     images, targets = batch
-    return nn.BCELoss()(model(images), targets)
+    loss: Tensor = nn.BCELoss()(model(images), targets)
+    return loss
 
 
 def train(plan: AccumulationPlan) -> list[float]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         UsageError,
         WorkloadError,
     )
+    from profiler.loop import accumulate
     from profiler.options import Options
     from profiler.outcomes import Finding, Fits, OutOfMemory, Strategy, Throughput, Trial
     from profiler.plan import AccumulationPlan
@@ -53,6 +54,7 @@ _MODULES = {
     "Way": "equivalence",
     "Workload": "workload",
     "WorkloadError": "errors",
+    "accumulate": "loop",
     "check_equivalence": "api",
     "compare_strategies": "api",
     "find_accumulation_plan": "api",
@@ -81,6 +83,7 @@ __all__ = [
     "Way",
     "Workload",
     "WorkloadError",
+    "accumulate",
     "check_equivalence",
     "compare_strategies",
     "find_accumulation_plan",

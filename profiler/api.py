@@ -22,8 +22,8 @@ from profiler.units import format_bytes
 if TYPE_CHECKING:
     from profiler.workload import Workload
 
-# A probe checks on few samples, which costs about as much as a trial.
-PROBED_SAMPLES = 8
+# A probe checks on few samples, split as 3 + 1 and 4 x 1.
+PROBED_SAMPLES = 4
 
 
 def find_accumulation_plan(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,7 +89,11 @@ class DatasetBatches:
     largest_first: bool = False
 
     def __call__(self, size: int) -> Any:
-        return self.collate([self.dataset[self.order[i % len(self.order)]] for i in range(size)])
+        return self.of(range(size))
+
+    def of(self, places: Iterable[int]) -> Any:
+        """The batch of the samples at those places in `order`, which begins again at its end."""
+        return self.collate([self.dataset[self.order[place % len(self.order)]] for place in places])
 
     def with_largest_first(self, size_of: Callable[[Any], float] = elements_of) -> DatasetBatches:
         """The same samples, those of the largest `size_of` first; unchanged where they are in such an order already."""

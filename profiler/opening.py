@@ -80,7 +80,7 @@ def _inspect(
     why_not = device.why_not() if device.type == "cpu" else None  # others are asked in a worker: they need their driver
     if why_not is not None:
         raise DeviceUnavailable(f"{device.name} cannot be used: {why_not}")
-    runner, source = _runner(workload, device, options, observe)
+    runner, source = _runner(workload, device, options, observe, exact=sizing)
     stack.callback(runner.close)
     limit_bytes = options.limit_bytes or (device.default_limit_bytes() if sizing else None)
     setting = Setting(source=source, device=device.name, limit_bytes=limit_bytes, switches=Switches.of_caller())
@@ -95,14 +95,16 @@ def _inspect(
     return runner, setting, reply
 
 
-def _runner(workload: Workload | str, device: Device, options: Options, observe: Observer) -> tuple[Runner, Source]:
+def _runner(
+    workload: Workload | str, device: Device, options: Options, observe: Observer, *, exact: bool
+) -> tuple[Runner, Source]:
     """Where trials run and where they get the workload: a model that lives on an accelerator cannot leave its process."""
     if options.isolation == "process":
         if isinstance(workload, str):
             target = TargetSource(target=workload, options=options.target_options)
-            return ProcessRunner(device, target.imports), target
+            return ProcessRunner(device, target.imports, exact=exact), target
         if not workload.lives_on_accelerator:
-            return ProcessRunner(device), LiveSource.of(workload)
+            return ProcessRunner(device, exact=exact), LiveSource.of(workload)
         observe(Noted(text="the model already lives on the accelerator, so it is probed in this process."))
     from profiler.workers.in_process import HeldSource, InProcessRunner, random_states_kept
 

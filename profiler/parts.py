@@ -113,11 +113,11 @@ def cut(
     return [slice_nest(batch, stop - size, stop, count) for size, stop in zip(sizes, stops, strict=True)], sizes
 
 
-def _parts_of(parts: Any, sizes: tuple[int, ...]) -> list[Any]:
+def _parts_of(returned: Any, sizes: tuple[int, ...]) -> list[Any]:
     """What the user's `split` returned, if that is a part for each size."""
-    if not isinstance(parts, Iterable):
-        raise WorkloadError(f"split returned {type(parts).__name__}: it must return the parts, one for each size.")
-    parts = list(parts)
+    if not isinstance(returned, Iterable):
+        raise WorkloadError(f"split returned {type(returned).__name__}: it must return the parts, one for each size.")
+    parts = list(returned)
     if len(parts) != len(sizes):
         raise WorkloadError(
             f"split returned {len(parts)} parts for the sizes {list(sizes)}: it must return one for each of these "

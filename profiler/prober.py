@@ -19,8 +19,9 @@ from profiler.workers.runner import Runner
 NEARLY = 0.9
 # Timing a size takes about this many times as many steps as a sizing trial.
 TIMING_TRIALS = 5
-# A check runs its batch some dozen times, thorough or not in fp64, which takes twice as long and more.
+# A check runs its batch two dozen times, the short one of a probe some ten; in fp64, which takes twice as long and more.
 CHECK_TRIALS = 10
+SHORT_CHECK_TRIALS = 2
 TRIAL_SECONDS = 120.0
 VERIFICATION_SECONDS = 600.0
 SIZING_MICRO_BATCHES = 3
@@ -146,11 +147,11 @@ class Prober:
         self.observe(Started(what=f"the check with {batch_size} samples", why=why))
         # The CPU's budget stands for a smaller machine's memory, and memory is not the question.
         unlimited = self.setting.device == "cpu"
-        reply: Equivalence | Failed | Died | TimedOut = self.runner.time(
+        reply: Equivalence | Failed | Died | TimedOut = self.runner.size(
             check,
-            replace(self.timing_setting, limit_bytes=None) if unlimited else self.timing_setting,
+            replace(self.setting, limit_bytes=None) if unlimited else self.setting,
             CheckRequest(batch_size=batch_size, thorough=thorough),
-            timeout_seconds=CHECK_TRIALS * self.limits.trial_seconds,
+            timeout_seconds=(CHECK_TRIALS if thorough else SHORT_CHECK_TRIALS) * self.limits.trial_seconds,
             fresh=True,
         )
         if not isinstance(reply, Equivalence):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -33,7 +33,7 @@ class Replicas:
 
         Raises UsageError where the wrapper has several groups of which not all need be replicas.
         """
-        module = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+        module = cast(nn.Module, getattr(model, "_orig_mod", model))  # what torch.compile wraps
         if not (dist.is_available() and dist.is_initialized()):
             return cls(module=module)
         # Slow to import, and of no use in one process.
@@ -44,11 +44,11 @@ class Replicas:
         if process_group is not None:
             groups: tuple[dist.ProcessGroup, ...] = (process_group,)
         elif isinstance(module, FSDPModule):
-            groups = _mesh_groups(module)
+            groups = _mesh_groups(cast(nn.Module, module))
         elif isinstance(module, FullyShardedDataParallel) and "HYBRID" in str(module.sharding_strategy):
             raise _several_groups(f"is sharded by {module.sharding_strategy}")
         elif isinstance(module, DistributedDataParallel | FullyShardedDataParallel):
-            groups = (module.process_group,)
+            groups = (cast(dist.ProcessGroup, module.process_group),)
         else:
             groups = ()
         return cls(module=module, groups=groups, gathers=gathers)
@@ -108,12 +108,10 @@ class Replicas:
 
 
 def _mesh_groups(module: nn.Module) -> tuple[dist.ProcessGroup, ...]:
-    mesh, placements = next(
-        ((each.device_mesh, each.placements) for each in module.parameters() if hasattr(each, "device_mesh")),
-        (None, ()),
-    )
-    if mesh is None:
+    parameter: Any = next((each for each in module.parameters() if hasattr(each, "device_mesh")), None)
+    if parameter is None:
         raise _several_groups("has no sharded parameter")
+    mesh, placements = parameter.device_mesh, parameter.placements
     # Replicated in the first dimension and sharded in the second, it is data parallel in both. Tensor parallelism would
     # stand in the last, with the first one sharded.
     if mesh.ndim == 1 or (mesh.ndim == 2 and placements[0].is_replicate() and placements[1].is_shard()):

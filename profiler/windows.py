@@ -1,4 +1,14 @@
-"""The micro-batches of a data loader in windows, one for each optimizer step; pure, standard library only."""
+"""The micro-batches of a data loader in windows, one for each optimizer step; pure, standard library only.
+
+In the loop that people have:
+
+    loader = DataLoader(dataset, batch_sampler=plan.batch_sampler(RandomSampler(dataset)))
+    for part, weight, is_last in plan.windows(loader, count_tokens):
+        (loss(model, part) * weight).backward()
+        if is_last:
+            optimizer.step()
+            optimizer.zero_grad()
+"""
 
 from __future__ import annotations
 
@@ -41,10 +51,7 @@ def _windows(
 
 
 def _check_window(sizes: Sequence[int], share: Share) -> None:
-    advice = (
-        "use DataLoader(dataset, batch_sampler=plan.batch_sampler(sampler)), which gives the plan's own sizes, "
-        f"{share.sizes[0]} to {share.sizes[-1]}."
-    )
+    advice = "use DataLoader(dataset, batch_sampler=plan.batch_sampler(sampler)), which gives the plan's own sizes."
     if max(sizes) > share.largest:
         raise UsageError(
             f"the loader gave a micro-batch of {max(sizes)} samples, and the plan was proved for up to {share.largest}: {advice}"

@@ -26,7 +26,7 @@ class Workload:
     make_batch: `make_batch(n)` gives a batch of n samples: any nest of tensors with the samples along dimension 0.
     loss: `loss(model, batch)` gives a scalar tensor, averaged over `loss_items(batch)` items.
     optimizer: `optimizer(parameters)` gives a torch optimizer; None is AdamW with torch's defaults.
-    loss_items: how many items the loss of `batch` averages over; None means its samples.
+    loss_items: how many items the loss of `batch` averages over, or the sum of their weights; None means its samples.
     precision: "fp32" (torch's own defaults), "tf32", or autocast to "bf16" or "fp16" (fp16 with a GradScaler).
     compile: whether the model is passed through `torch.compile`.
     name: what records and folders call it.
@@ -38,7 +38,7 @@ class Workload:
     make_batch: Callable[[int], Any]
     loss: Callable[[nn.Module, Any], Tensor]
     optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None
-    loss_items: Callable[[Any], int] | None = None
+    loss_items: Callable[[Any], float] | None = None
     precision: Precision = "fp32"
     compile: bool = False
     name: str = "workload"
@@ -89,8 +89,8 @@ class Workload:
             )
         return optimizer
 
-    def count_items(self, batch: Any) -> int:
-        """How many items the loss of `batch` averages over."""
+    def count_items(self, batch: Any) -> float:
+        """How many items the loss of `batch` averages over, or the sum of their weights."""
         return self.loss_items(batch) if self.loss_items is not None else count_samples(batch)
 
     @classmethod
@@ -103,7 +103,7 @@ class Workload:
         collate: Callable[[list[Any]], Any] | None = None,
         worst_case: bool | Callable[[Any], float] = False,
         optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,
-        loss_items: Callable[[Any], int] | None = None,
+        loss_items: Callable[[Any], float] | None = None,
         precision: Precision = "fp32",
         compile: bool = False,
         name: str = "workload",

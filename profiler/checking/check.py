@@ -16,6 +16,7 @@ from torch import nn
 from profiler.checking.causes import find_causes
 from profiler.checking.decomposition import Counter, places_of
 from profiler.checking.draws import FixedDraws, module_names
+from profiler.checking.padding import collated_apart
 from profiler.checking.subject import Subject, buffers_kept, in_float64, tried
 from profiler.checking.ways import Split, reference_of, splits_of, way, whole_way
 from profiler.checking.words import NUMPY, PYTHON, Facts, in_words
@@ -46,6 +47,10 @@ def equivalence_of(training: Training, samples: int, *, thorough: bool) -> Equiv
     with ExitStack() as stack:
         exact, why_not_exact = _exact(subject, stack)
         ways = trained if trained and exact is subject else _ways(exact, splits, count, thorough=thorough)
+        padded: Way | None = None
+        if thorough and all(way.equal for way in ways):
+            sizes = splits[0]
+            padded = collated_apart(exact, training.workload.make_batch, sizes, _shares(sizes, count))
         found, causes = find_causes(exact, splits, least, count, declares=training.workload.loss_items is not None)
     return in_words(
         Facts(
@@ -59,6 +64,7 @@ def equivalence_of(training: Training, samples: int, *, thorough: bool) -> Equiv
             random_modules=random_modules,
             too_small=f"micro-batches of {least - 1}: {too_small}" if too_small else "",
             why_not_exact=why_not_exact,
+            padded=padded,
         )
     )
 

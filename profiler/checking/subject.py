@@ -185,10 +185,19 @@ def in_float64(model: nn.Module, batch: Any) -> Iterator[Any]:
     model.zero_grad(set_to_none=True)
     try:
         model.double()
-        yield map_tensors(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor, batch)
+        yield _doubled(batch)
     finally:
         model.zero_grad(set_to_none=True)
         for tensor, data in tensors:
             tensor.data = data
         for now, before in buffers:
             now.update(before)
+
+
+def in_precision_of(subject: Subject, batch: Any) -> Any:
+    """Another batch in the type that the subject's own is in."""
+    return _doubled(batch) if subject.precision == "fp64" else batch
+
+
+def _doubled(batch: Any) -> Any:
+    return map_tensors(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor, batch)

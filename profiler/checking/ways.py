@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import isfinite
+from typing import Any
 
 import torch
 
@@ -86,11 +87,15 @@ def whole_way(subject: Subject, reference: Reference) -> Way:
 
 def way(subject: Subject, reference: Reference, strategy: Strategy, sizes: Split, weights: Sequence[float]) -> Way:
     """One way, run and compared; parts that count for nothing are left out, as in training."""
-    places = zip(places_of(sizes), weights, strict=True)
-    got = tried(
-        lambda: subject.total(strategy, [(subject.take(part), weight) for part, weight in places if weight]),
-        subject.passes.device.type,
-    )
+    places = [(part, weight) for part, weight in zip(places_of(sizes), weights, strict=True) if weight]
+    return way_of_parts(subject, reference, strategy, [(subject.take(part), weight) for part, weight in places], sizes)
+
+
+def way_of_parts(
+    subject: Subject, reference: Reference, strategy: Strategy, parts: Sequence[tuple[Any, float]], sizes: Split
+) -> Way:
+    """The same for parts that are at hand, each with its weight."""
+    got = tried(lambda: subject.total(strategy, parts), subject.passes.device.type)
     bound = reference.relative(subject.tolerance * reference.gradient_scale)
     if isinstance(got, str):
         return _failed(subject, strategy, sizes, bound, got)

@@ -19,7 +19,8 @@ class Facts:
 
     samples: of the checked batch. precision: of the ways that decide. declares: whether the workload has `loss_items`.
     counted: what it declares for the whole batch, and for its samples together. too_small: which micro-batches cannot be
-    run, and why. why_not_exact: why fp64 could not be used.
+    run, and why. why_not_exact: why fp64 could not be used. padded: micro-batches that are collated by themselves, where that
+    gives other shapes.
     """
 
     samples: int
@@ -32,6 +33,7 @@ class Facts:
     random_modules: tuple[str, ...]
     too_small: str
     why_not_exact: str
+    padded: Way | None = None
 
 
 def in_words(facts: Facts) -> Equivalence:
@@ -255,8 +257,22 @@ def _notes(facts: Facts, *, equal: bool) -> Iterator[str]:
     for cause in facts.causes:
         if cause.kind is Kind.STATE and not cause.breaks:
             yield f"{_listed(cause.names)} keeps running state, which is updated once for every micro-batch."
+    if facts.padded is not None:
+        yield _about_padding(facts.padded)
     if equal and any(not way.equal for way in facts.ways):
         yield f"in the training precision some ways differ by more than the bound; in {facts.precision} they are equal, so it is rounding."
+
+
+def _about_padding(padded: Way) -> str:
+    apart = "micro-batches that are each padded by themselves, as a data loader pads them,"
+    if padded.equal:
+        return f"{apart} were compared too, and are equal."
+    if padded.gradient_difference is None:
+        return f"{apart} could not be compared: {padded.why}."
+    return (
+        f"{apart} are not equal: their gradient is off by {padded.gradient_difference:.2g} of its norm, so padding changes what "
+        "the model computes. Give the model a mask of the padding, or cut whole batches into parts (accumulate, plan.split)."
+    )
 
 
 def _norm(cause: Cause) -> str:

@@ -11,6 +11,9 @@ from profiler.workers.client import ForkServer
 
 T = TypeVar("T")
 
+# Threads that wait for each other sleep: spinning ones, the default, take the processor from whatever else is running.
+PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
+
 
 class Runner(Protocol):
     """Runs the functions of `profiler.trial` and `profiler.checking.job`."""
@@ -28,13 +31,14 @@ class Runner(Protocol):
 class ProcessRunner:
     """Workers of fork servers: one for sizing and, where exact sizes cost time on this device, another for timing.
 
-    imports: modules that every job will need, beside torch.
+    imports: modules that every job will need, beside torch. exact: whether memory will be measured; without it there is one
+    server, that of an ordinary allocator.
     """
 
-    def __init__(self, device: Device, imports: tuple[str, ...] = ()) -> None:
-        environment = device.sizing_environment()
+    def __init__(self, device: Device, imports: tuple[str, ...] = (), *, exact: bool = True) -> None:
+        environment = device.sizing_environment() if exact else PATIENT
         self._sizing = ForkServer(environment, imports)
-        self._timing = ForkServer({}, imports) if environment else self._sizing
+        self._timing = ForkServer({}, imports) if exact and environment else self._sizing
         self._keeps_workers = device.keeps_workers
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from sample_plans import TinyModel, count_targets, gradients, plan_of, token_loss, tokens_of
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from profiler.errors import UsageError
@@ -161,6 +161,13 @@ def in_the_users_loop(batch: Any, rank: int) -> dict[str, Any]:
     return result(total, gradients(model))
 
 
+def several_groups_of_the_older_fsdp(batch: Any) -> str:
+    model: Any = FullyShardedDataParallel(TinyModel(), device_id=torch.device("cpu"), use_orig_params=True)
+    # As if it were: a real one needs more processes.
+    model.sharding_strategy = ShardingStrategy.HYBRID_SHARD
+    return refused(lambda: accumulate(model, batch, token_loss, PLAN, loss_items=count_targets))
+
+
 def a_plan_for_one(batch: Any) -> str:
     model = DistributedDataParallel(TinyModel())
     return refused(lambda: accumulate(model, batch, token_loss, plan_of((7,)), loss_items=count_targets))
@@ -203,6 +210,7 @@ def cases(rank: int) -> dict[str, Callable[[], Any]]:
     found["averaged by the user, unequal items"] = partial(averaged_by_the_user, unequal)
     found["windows, unequal items"] = partial(in_the_users_loop, unequal, rank)
     found["a mesh of several kinds"] = partial(a_mesh_of_several_kinds, unequal)
+    found["several groups of the older fsdp"] = partial(several_groups_of_the_older_fsdp, unequal)
     found["a plan for one"] = partial(a_plan_for_one, unequal)
     return found
 

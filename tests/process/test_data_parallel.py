@@ -15,7 +15,7 @@ from process.data_parallel import BATCHES, PLAN, REPLICAS, cases, whole_of
 
 ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests"
-SECONDS = 240
+SECONDS = 120
 
 Result = Callable[[str], list[Any]]
 
@@ -123,7 +123,14 @@ def test_a_plan_for_another_number_of_replicas_is_refused(ran: Result) -> None:
     )
 
 
-def test_a_model_whose_mesh_does_not_say_its_replicas_is_refused(ran: Result) -> None:
-    for message in ran("a mesh of several kinds"):
-        assert message.startswith("the model lies on the mesh DeviceMesh(")
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("a mesh of several kinds", "the model lies on the mesh DeviceMesh("),
+        ("several groups of the older fsdp", "the model is sharded by ShardingStrategy.HYBRID_SHARD"),
+    ],
+)
+def test_a_model_that_does_not_say_its_replicas_is_refused(ran: Result, name: str, why: str) -> None:
+    for message in ran(name):
+        assert message.startswith(why)
         assert message.endswith("pass process_group, the group over which its gradients are averaged.")

@@ -115,6 +115,7 @@ def attempt(workload: Workload, size: int = 2, limit_bytes: int = LIMIT) -> Tria
 
 def test_training_changes_what_is_restored() -> None:
     lived = live()
+    lived.model.eval()  # so that all of it is put into training mode
     before, seen = lived.state(), list[set[str]]()
 
     def watching(model: nn.Module, batch: Tensor) -> Tensor:
@@ -132,6 +133,19 @@ def test_training_changes_what_is_restored() -> None:
         *("optimizer 0.exp_avg", "optimizer 0.step"),
     }
     assert changes(before, lived.state()) == set()
+
+
+def test_a_frozen_module_of_a_model_in_training_stays_frozen() -> None:
+    lived = live()
+    frozen = list[bool]()
+
+    def watching(model: nn.Module, batch: Tensor) -> Tensor:
+        frozen.append(model.training and not model.body[1].training)  # type: ignore[index, union-attr]  # a Sequential
+        return squares(model, batch)
+
+    assert attempt(lived.workload(loss=watching)).fits
+    assert frozen
+    assert all(frozen)
 
 
 def modes(model: Net, batch: Tensor) -> None:

@@ -41,6 +41,7 @@ PUBLIC = [
     "Way",
     "Workload",
     "WorkloadError",
+    "accumulate",
     "check_equivalence",
     "compare_strategies",
     "find_accumulation_plan",

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from process.commands import environment
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture(scope="module")
+def curves() -> tuple[list[float], list[float]]:
+    script: dict[str, Any] = runpy.run_path(str(EXAMPLES / "digits_by_plan.py"))
+    by_whole, by_parts = script["curves"]()
+    return by_whole, by_parts
+
+
+def test_training_by_a_plan_of_unequal_parts_has_the_curve_of_the_whole_batch(
+    curves: tuple[list[float], list[float]],
+) -> None:
+    by_whole, by_parts = curves
+
+    assert len(by_whole) == len(by_parts) == 50
+    assert max(abs(one - other) for one, other in zip(by_whole, by_parts, strict=True)) < 1e-12
+    assert max(abs(one - other) / one for one, other in zip(by_whole, by_parts, strict=True)) < 1e-12
+
+
+def test_the_model_of_the_example_learns(curves: tuple[list[float], list[float]]) -> None:
+    assert curves[0][-1] < curves[0][0] / 4
+
+
+def test_the_example_prints_both_curves_and_their_difference(
+    tmp_path: Path, curves: tuple[list[float], list[float]]
+) -> None:
+    result = subprocess.run(
+        [sys.executable, "-W", "error", str(EXAMPLES / "digits_by_plan.py")],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    _, *steps, difference = result.stdout.splitlines()
+
+    for step, (line, one, other) in enumerate(zip(steps, *curves, strict=True), start=1):
+        assert [float(word) for word in line.split()] == pytest.approx([step, one, other], rel=1e-9)
+    assert float(difference.removeprefix("largest difference: ")) < 1e-12
