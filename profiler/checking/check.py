@@ -14,12 +14,14 @@ import torch
 from torch import nn
 
 from profiler.checking.causes import find_causes
+from profiler.checking.counts import shows_no_padding
 from profiler.checking.decomposition import Counter, places_of
 from profiler.checking.draws import FixedDraws, module_names
+from profiler.checking.facts import NUMPY, PYTHON, Facts
 from profiler.checking.padding import collated_apart
 from profiler.checking.subject import Subject, buffers_kept, in_float64, tried
 from profiler.checking.ways import Split, reference_of, splits_of, way, whole_way
-from profiler.checking.words import NUMPY, PYTHON, Facts, in_words
+from profiler.checking.words import in_words
 from profiler.equivalence import Equivalence, Way
 from profiler.errors import WorkloadError
 from profiler.outcomes import Strategy
@@ -65,6 +67,7 @@ def equivalence_of(training: Training, samples: int, *, thorough: bool) -> Equiv
             too_small=f"micro-batches of {least - 1}: {too_small}" if too_small else "",
             why_not_exact=why_not_exact,
             padded=padded,
+            shows_no_padding=shows_no_padding(subject.batch, samples),
         )
     )
 
@@ -159,7 +162,8 @@ def _least(subject: Subject) -> tuple[int, str]:
         why = why or got
     raise WorkloadError(
         f"a batch of {subject.samples} samples runs, and none of its parts does that leaves as much for a second one: {why}. "
-        f"Check more samples (--effective-batch {2 * subject.samples}), or how the loss uses the batch: accumulation needs parts."
+        f"Check more samples (--effective-batch {2 * subject.samples}), and that every tensor of the batch has its samples along "
+        "dimension 0, where it is cut."
     )
 
 

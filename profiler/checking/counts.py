@@ -104,3 +104,17 @@ def _children(nest: Any) -> Iterator[tuple[str, Any]]:
         yield from ((f"[{place}]", value) for place, value in enumerate(nest))
     elif dataclasses.is_dataclass(nest) and not isinstance(nest, type):
         yield from ((named(field.name), getattr(nest, field.name)) for field in dataclasses.fields(nest))
+
+
+def shows_no_padding(batch: Any, samples: int) -> bool:
+    """Whether the batch has rows of integers, such as tokens, and nothing that is usually left out differs between them.
+
+    A loss that averages over tokens then looks like one that averages over samples.
+    """
+    rows = [
+        tensor
+        for _, tensor in named_tensors(batch)
+        if tensor.dim() > 1 and len(tensor) == samples and not (tensor.is_floating_point() or tensor.is_complex())
+    ]
+    left_out = (_per_sample(tensor == value) for tensor in rows for value in USUALLY_IGNORED)
+    return bool(rows) and all(bool((count == count[0]).all()) for count in left_out)

@@ -17,6 +17,8 @@ from profiler.equivalence import Decomposition
 # What the samples of a part, given by their places in the batch, count together.
 Counter = Callable[[Sequence[int]], float]
 SOLVED = 16.0
+# A weight this small beside the largest is the rounding of none.
+NOTHING = 1e-9
 # Samples that are tried as the one with which the others are compared.
 MOST_REFERENCES = 3
 
@@ -64,30 +66,43 @@ def decompose(subject: Subject, measured: Measured, declared: Counter | None) ->
     """How the loss decomposes. declared: the workload's own `loss_items`, None where it counts samples.
 
     What the workload declares is tried first, then samples, a sum, the counts that the batch holds, and last the weights
-    that pairs of samples show.
+    that pairs of samples show; all of it to rounding first, and then to what is the same to training.
     """
-    if declared is not None and follows(measured, declared, subject.tolerance):
+    for tolerance in dict.fromkeys((subject.exact, subject.tolerance)):
+        found = _known(subject, measured, declared, tolerance) or _by_pairs(subject, measured, tolerance)
+        if found is not None:
+            return found
+    return Found(decomposes=Decomposition.NO, losses_add_up=_only_losses_add_up(measured, declared or len, subject))
+
+
+def _known(subject: Subject, measured: Measured, declared: Counter | None, tolerance: float) -> Found | None:
+    """By what is known of the batch."""
+    if declared is not None and follows(measured, declared, tolerance):
         counts = [declared(part.samples) for part in measured.divisions[-1]]
         whole_numbers = all(float(count).is_integer() for count in counts)
         kind = Decomposition.ITEMS if whole_numbers else Decomposition.WEIGHTED
         return Found(decomposes=kind, count=declared, items="loss_items(batch)")
-    if follows(measured, len, subject.tolerance):
+    if follows(measured, len, tolerance):
         return Found(decomposes=Decomposition.SAMPLES)
-    if measured.divisions and all(
-        _adds_up(measured.whole, [(1.0, part) for part in parts], subject.tolerance) for parts in measured.divisions
-    ):
+    sums = ([(1.0, part) for part in parts] for parts in measured.divisions)
+    if measured.divisions and all(_adds_up(measured.whole, parts, tolerance) for parts in sums):
         return Found(decomposes=Decomposition.SUM)
     for count in counts_in(subject.batch, subject.samples):
         counter = summing(count.per_sample)
-        if follows(measured, counter, subject.tolerance):
+        if follows(measured, counter, tolerance):
             kind = Decomposition.WEIGHTED if count.is_weight else Decomposition.ITEMS
             return Found(decomposes=kind, count=counter, items=count.expression)
-    weights = _weights_by_pairs(subject, measured)
+    return None
+
+
+def _by_pairs(subject: Subject, measured: Measured, tolerance: float) -> Found | None:
+    """By the weights that pairs of samples show."""
+    weights = _weights_by_pairs(subject, measured, tolerance)
     # What was solved for carries the rounding of what it was solved from.
-    if weights is not None and follows(measured, summing(weights), SOLVED * subject.tolerance):
-        explained = _explained(weights, subject)
-        return Found(decomposes=Decomposition.WEIGHTED, count=summing(weights), items=explained)
-    return Found(decomposes=Decomposition.NO, losses_add_up=_only_losses_add_up(measured, declared or len, subject))
+    if weights is None or not follows(measured, summing(weights), SOLVED * tolerance):
+        return None
+    explained = _explained(weights, subject)
+    return Found(decomposes=Decomposition.WEIGHTED, count=summing(weights), items=explained)
 
 
 def _only_losses_add_up(measured: Measured, count: Counter, subject: Subject) -> bool:
@@ -131,20 +146,20 @@ def _adds_up(whole: Part, weighted: Iterable[tuple[float, Part]], tolerance: flo
     return abs(loss - whole.loss) <= tolerance * size and float((gradient - whole.sketch).norm()) <= tolerance * length
 
 
-def _weights_by_pairs(subject: Subject, measured: Measured) -> Tensor | None:
+def _weights_by_pairs(subject: Subject, measured: Measured, tolerance: float) -> Tensor | None:
     """Each sample's weight in the mean, relative to one of them; None where pairs are no weighted means."""
     singles = measured.divisions[-1]
     if any(len(part.samples) != 1 for part in singles):
         return None
     references = [part for part in singles if isfinite(part.loss) and isfinite(part.norm)]
     for reference in references[:MOST_REFERENCES]:
-        weights = [_relative_weight(subject, reference, part) for part in singles]
+        weights = [_relative_weight(subject, reference, part, tolerance) for part in singles]
         if all(weight is not None for weight in weights):
             return torch.tensor(weights, dtype=torch.float64)
     return None
 
 
-def _relative_weight(subject: Subject, reference: Part, other: Part) -> float | None:
+def _relative_weight(subject: Subject, reference: Part, other: Part, tolerance: float) -> float | None:
     """How much `other` counts for each that `reference` does, from the loss and gradient of both together.
 
     None where both together are no weighted mean of each, or `reference` counts for nothing.
@@ -160,20 +175,18 @@ def _relative_weight(subject: Subject, reference: Part, other: Part) -> float | 
         torch.cat([part.sketch, part.sketch.new_tensor([part.loss * scale])]) for part in (reference, other, both)
     )
     way = end - start
-    if float(way.norm()) <= subject.tolerance * float(start.norm()):
+    if float(way.norm()) <= tolerance * float(start.norm()):
         return 1.0  # two samples that are the same count the same
     share = float((middle - start) @ way / (way @ way))
     length = float(start.norm() + end.norm())
-    if (
-        float((start + share * way - middle).norm()) > SOLVED * subject.tolerance * length
-        or not -1e-9 < share < 1 - 1e-9
-    ):
+    if float((start + share * way - middle).norm()) > SOLVED * tolerance * length or not -1e-9 < share < 1 - 1e-9:
         return None
     return max(share, 0.0) / (1 - share)
 
 
 def _explained(weights: Tensor, subject: Subject) -> str:
     """The weights in words: by the classes that decide them where they do, else by their range."""
+    weights = torch.where(weights > NOTHING * weights.max(), weights, 0.0)
     least = float(weights[weights > 0].min())
     for path, tensor in named_tensors(subject.batch):
         if tensor.dim() and len(tensor) == len(weights) and not (tensor.is_floating_point() or tensor.is_complex()):

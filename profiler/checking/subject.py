@@ -25,6 +25,9 @@ T = TypeVar("T")
 # models tried stay well below (benchmarks/LOG.md); what breaks the identity moves it by a thousandth and more.
 ROUNDING_UNITS = {"fp64": 2.0**14, "fp32": 2.0**12, "tf32": 2.0**3, "fp16": 2.0**3, "bf16": 2.0**3}
 UNIT = {"fp64": 2.0**-52, "fp32": 2.0**-23, "tf32": 2.0**-10, "fp16": 2.0**-10, "bf16": 2.0**-7}
+# In fp64, what is below eight units of fp32 is equal for training in fp32 or coarser: weights that fp32 has summed, or a
+# mean that is guarded by a small constant, are right, and not exact.
+NEARLY = 2.0**-20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,9 +67,14 @@ class Subject:
     draws: FixedDraws = field(default_factory=FixedDraws)
 
     @property
-    def tolerance(self) -> float:
+    def exact(self) -> float:
         """What rounding may move a gradient by, relative to what its samples contribute."""
         return ROUNDING_UNITS[self.precision] * UNIT[self.precision]
+
+    @property
+    def tolerance(self) -> float:
+        """What a gradient may differ by and still be the same to training, likewise."""
+        return max(self.exact, NEARLY)
 
     def take(self, samples: Sequence[int]) -> Any:
         """The batch of those samples, in that order."""

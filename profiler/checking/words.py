@@ -3,37 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from profiler.checking.advice import advice
 from profiler.checking.causes import Cause, Kind
-from profiler.checking.decomposition import Found
+from profiler.checking.facts import NUMPY, PYTHON, Facts, listed
+from profiler.checking.subject import NEARLY, ROUNDING_UNITS, UNIT
 from profiler.equivalence import Decomposition, Equivalence, Way
 
-NAMES_SHOWN = 4
-PYTHON, NUMPY = "Python's random", "NumPy's random"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
-    """Everything that the check measured.
-
-    samples: of the checked batch. precision: of the ways that decide. declares: whether the workload has `loss_items`.
-    counted: what it declares for the whole batch, and for its samples together. too_small: which micro-batches cannot be
-    run, and why. why_not_exact: why fp64 could not be used. padded: micro-batches that are collated by themselves, where that
-    gives other shapes.
-    """
-
-    samples: int
-    precision: str
-    declares: bool
-    counted: tuple[float, float]
-    ways: tuple[Way, ...]
-    found: Found
-    causes: tuple[Cause, ...]
-    random_modules: tuple[str, ...]
-    too_small: str
-    why_not_exact: str
-    padded: Way | None = None
+# Above what fp64 rounds, whatever the parts contribute to the gradient.
+EXACT = 16 * ROUNDING_UNITS["fp64"] * UNIT["fp64"]
 
 
 def in_words(facts: Facts) -> Equivalence:
@@ -42,9 +21,7 @@ def in_words(facts: Facts) -> Equivalence:
     ran = [way for way in deciding if way.gradient_difference is not None or way.loss is not None]
     equal = bool(ran) and all(way.equal for way in deciding)
     breaking = tuple(cause for cause in facts.causes if cause.breaks) if not equal else ()
-    short = (
-        "" if equal else "; ".join(_short(facts, breaking)) or "not within rounding, for a reason that was not found"
-    )
+    short = "" if equal else "; ".join(_short(facts, breaking)) or _unexplained(deciding)
     return Equivalence(
         batch_size=facts.samples,
         equal=equal,
@@ -55,9 +32,14 @@ def in_words(facts: Facts) -> Equivalence:
         ways=tuple(_explained(way, facts, short) for way in facts.ways),
         verdict="equal" if equal else f"not equal: {short}",
         reasons=tuple(_reasons(facts, breaking)),
-        advice=" ".join(_advice(facts, breaking, equal=equal)),
+        advice=" ".join(advice(facts, breaking, equal=equal)),
         notes=tuple(_notes(facts, equal=equal)),
     )
+
+
+def _unexplained(ways: list[Way]) -> str:
+    failed = [way.why for way in ways if way.why and not way.equal]
+    return f"a part {failed[0]}" if failed else "beyond rounding, for a reason that was not found"
 
 
 def _explained(way: Way, facts: Facts, short: str) -> Way:
@@ -66,32 +48,15 @@ def _explained(way: Way, facts: Facts, short: str) -> Way:
     return replace(way, why=short or f"the rounding of {way.precision}: equal in {facts.precision}")
 
 
-def _others_draw(facts: Facts) -> list[str]:
-    return [name for name in facts.random_modules if name in (PYTHON, NUMPY)]
-
-
-def _declared_right(facts: Facts) -> bool:
-    """Whether the weights that the workload declares are those by which its loss decomposes."""
-    if facts.declares:
-        return facts.found.items == "loss_items(batch)"
-    return facts.found.decomposes is Decomposition.SAMPLES
-
-
-def _hidden(facts: Facts) -> bool:
-    """Whether modules that mix samples hide how the loss decomposes."""
-    mixed = any(cause.kind is Kind.MIXING for cause in facts.causes)
-    return mixed and facts.found.decomposes is Decomposition.NO
-
-
 def _short(facts: Facts, breaking: tuple[Cause, ...]) -> Iterator[str]:
     """The verdict's clauses."""
-    wrong_loss = not _declared_right(facts)
+    wrong_loss = not facts.declared_right
     for cause in breaking:
         yield _short_of(cause, alone=len(breaking) == 1 and not wrong_loss)
-    if wrong_loss and not _hidden(facts):
+    if wrong_loss and not facts.hidden:
         yield _short_of_loss(facts)
-    if facts.found.decomposes is Decomposition.NO and _others_draw(facts):
-        yield f"or for random numbers from {' and '.join(_others_draw(facts))} alone"
+    if facts.found.decomposes is Decomposition.NO and facts.other_draws:
+        yield f"or for random numbers from {' and '.join(facts.other_draws)} alone"
 
 
 def _short_of(cause: Cause, *, alone: bool) -> str:
@@ -103,8 +68,8 @@ def _short_of(cause: Cause, *, alone: bool) -> str:
     if cause.kind is Kind.HOOKS:
         return f"hooks on {count} parameter{_s(count)} change each micro-batch's gradient, as clipping per part does"
     if cause.kind is Kind.STATE:
-        return f"{_named(cause)} change{'' if count > 1 else 's'} state at every forward, so that later parts see another model"
-    return f"{_named(cause)} let{'' if count > 1 else 's'} the samples of a micro-batch see each other"
+        return f"{listed(cause.names)} change{'' if count > 1 else 's'} state at every forward, so that later parts see another model"
+    return f"{listed(cause.names)} let{'' if count > 1 else 's'} the samples of a micro-batch see each other"
 
 
 def _short_of_loss(facts: Facts) -> str:
@@ -128,32 +93,31 @@ def _reasons(facts: Facts, breaking: tuple[Cause, ...]) -> Iterator[str]:
     yield from map(_what_it_does, mixed)
     yield _how_it_decomposes(facts)
     whole, together = facts.counted
-    if abs(whole - together) > 1e-9 * max(whole, together):
+    if abs(whole - together) > NEARLY * max(whole, together):
         yield f"loss_items gives {whole:g} for the whole batch, and {together:g} for its samples one by one: it is no count."
     yield from (_what_it_does(cause) for cause in breaking if cause not in mixed)
     drawing = tuple(name for name in facts.random_modules if name not in (PYTHON, NUMPY))
     if drawing:
         yield (
-            f"random numbers are drawn in {_listed(drawing)}: each micro-batch draws its own. They were switched off for the "
+            f"random numbers are drawn in {listed(drawing)}: each micro-batch draws its own. They were switched off for the "
             "comparison, every draw replaced by its expected value."
         )
-    if _others_draw(facts):
+    if facts.other_draws:
         yield (
-            f"numbers are drawn from {' and '.join(_others_draw(facts))}, which cannot be switched off: every forward began "
+            f"numbers are drawn from {' and '.join(facts.other_draws)}, which cannot be switched off: every forward began "
             "at the same seed, and a difference may be theirs alone."
         )
 
 
 def _what_it_does(cause: Cause) -> str:
     classes = ", ".join(cause.classes) or _layers(len(cause.names), "parameter")
-    return f"{_named(cause)} ({classes}): {cause.kind.value}{_measured(cause)}."
+    return f"{listed(cause.names)} ({classes}): {cause.kind.value}{_measured(cause)}."
 
 
 def _how_it_decomposes(facts: Facts) -> str:
-    if _hidden(facts):
+    if facts.hidden:
         return "whether the loss decomposes cannot be seen behind modules that let samples see each other."
-    mixed = any(cause.kind is Kind.MIXING for cause in facts.causes)
-    behind = "behind that, with its output held at the whole batch's, " if mixed else ""
+    behind = "behind that, with its output held at the whole batch's, " if facts.mixed else ""
     return behind + _decomposition(facts)
 
 
@@ -172,7 +136,8 @@ def _decomposition(facts: Facts) -> str:
         return "the loss decomposes, and its gradient does not: something changes gradients in the backward."
     return (
         "the loss does not decompose: no weights of the parts give the whole, so it compares samples with each other "
-        "(contrastive, in-batch negatives, mining, ranking, covariances), or averages its terms over different items."
+        "(contrastive, in-batch negatives, mining, ranking, covariances), averages its terms over different items, or adds a "
+        "term that is counted once to a sum."
     )
 
 
@@ -184,71 +149,6 @@ def _measured(cause: Cause) -> str:
     return f"; the gradient of equal micro-batches is off by {cause.active:.2g} of its norm{without}"
 
 
-def _advice(facts: Facts, breaking: tuple[Cause, ...], *, equal: bool) -> Iterator[str]:
-    if equal:
-        if facts.declares:
-            yield "Weight each micro-batch's loss by its share of the batch's items: accumulate() and plan.split() do."
-        else:
-            yield "Weight each micro-batch's loss by its share of the samples: plan.weights, which accumulate() applies."
-        return
-    if facts.found.decomposes is Decomposition.NO and _others_draw(facts):
-        yield "Draw random numbers with torch, where the check can switch them off, and check again."
-    for cause in breaking:
-        yield _advice_of(cause)
-    if not _declared_right(facts) and not _hidden(facts):
-        yield _advice_on_loss(facts)
-
-
-def _advice_of(cause: Cause) -> str:
-    if cause.kind is Kind.BATCH_NORM:
-        plain = "Replace BatchNorm by GroupNorm, or freeze its statistics (module.eval() on each, after model.train())"
-        if "SyncBatchNorm" in cause.classes:
-            return f"{plain}; SyncBatchNorm joins replicas, not the micro-batches of one."
-        return f"{plain}; or accept that each micro-batch is normalised by itself, and keep micro-batches large."
-    if cause.kind is Kind.HOOKS:
-        return (
-            "Remove the hooks, and clip or step once, after the last micro-batch's backward: the clip of a sum is not the sum "
-            "of clips."
-        )
-    if cause.kind is Kind.STATE:
-        return (
-            f"Let {_listed(cause.names)} change state once for each optimizer step: in evaluation mode after the first "
-            "micro-batch, and in training mode again for the next step."
-        )
-    return (
-        f"Make {_listed(cause.names)} see one sample at a time (GroupNorm, LayerNorm, statistics from elsewhere), or train "
-        "with whole batches."
-    )
-
-
-def _advice_on_loss(facts: Facts) -> str:
-    items = facts.found.items
-    match facts.found.decomposes:
-        case Decomposition.SUM:
-            return (
-                f"Divide the loss by what it sums over, so that it is a mean (reduction='mean', or / {facts.samples} for a "
-                f"batch of {facts.samples} samples); or give every part the weight 1 and divide the sum once."
-            )
-        case Decomposition.SAMPLES:
-            return "Leave loss_items out: the share of samples is the right weight."
-        case Decomposition.ITEMS:
-            return f"Pass loss_items=lambda batch: int({items}), so that each part's weight is its share of them."
-        case Decomposition.WEIGHTED:
-            expression, _, _ = (items or "").partition(", ")
-            if "[batch" in expression or expression.startswith("batch"):
-                return (
-                    f"Pass loss_items=lambda batch: float({expression}), so that each part's weight is its share of it."
-                )
-            return "Pass loss_items that gives the sum of the weights in a batch, so that each part's weight is its share of it."
-    if facts.found.losses_add_up:
-        return "Look for what changes gradients in the backward (hooks, custom autograd functions, clipping) and do it once a step."
-    return (
-        "Accumulation cannot reach it. Compute the embeddings of all parts first and the loss over all of them, then "
-        "backpropagate part by part (gradient caching, Gao et al. 2021, arXiv:2101.06983); or use a loss that averages over "
-        "samples; where the loss has terms averaged over different items, accumulate each term by its own count."
-    )
-
-
 def _notes(facts: Facts, *, equal: bool) -> Iterator[str]:
     if facts.why_not_exact:
         yield f"fp64 could not be used, so {facts.precision} decides: {facts.why_not_exact}."
@@ -256,9 +156,20 @@ def _notes(facts: Facts, *, equal: bool) -> Iterator[str]:
         yield f"not every micro-batch size runs; {facts.too_small}."
     for cause in facts.causes:
         if cause.kind is Kind.STATE and not cause.breaks:
-            yield f"{_listed(cause.names)} keeps running state, which is updated once for every micro-batch."
+            yield f"{listed(cause.names)} keeps running state, which is updated once for every micro-batch."
     if facts.padded is not None:
         yield _about_padding(facts.padded)
+    if facts.shows_no_padding and not facts.declares and facts.found.decomposes is Decomposition.SAMPLES:
+        yield (
+            "no sample of this batch has more of its integers left out than another. If the loss leaves some out (padding, an "
+            "ignored class), check a batch in which they differ: by their number it would average."
+        )
+    most = max((way.gradient_difference or 0.0 for way in facts.ways if way.precision == facts.precision), default=0.0)
+    if equal and facts.precision == "fp64" and most > EXACT:
+        yield (
+            f"gradients differ by up to {most:.1g} of their norm: more than fp64 rounds, and nothing to training in fp32. Weights "
+            "that were summed in fp32 do that, or a small constant in the loss's denominator."
+        )
     if equal and any(not way.equal for way in facts.ways):
         yield f"in the training precision some ways differ by more than the bound; in {facts.precision} they are equal, so it is rounding."
 
@@ -281,15 +192,6 @@ def _norm(cause: Cause) -> str:
 
 def _layers(count: int, what: str = "layer") -> str:
     return f"{count} {what}{_s(count)}"
-
-
-def _named(cause: Cause) -> str:
-    return _listed(cause.names)
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-    return ", ".join(names[:NAMES_SHOWN]) + more
 
 
 def _s(count: int) -> str:

@@ -181,7 +181,7 @@ class Filter(nn.Module):
         super().__init__()
         self.factors = nn.Parameter(torch.randn(FEATURES // 2 + 1, dtype=torch.complex64))
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor) -> Any:
         return torch.fft.irfft(torch.fft.rfft(inputs) * self.factors, n=FEATURES)
 
 
@@ -375,3 +375,16 @@ def test_a_module_that_is_used_twice_is_named_once() -> None:
             return self.last(self.norm(self.norm(inputs) + inputs))
 
     assert checked(Twice(), regression_batch(), squared_error).modules == ("norm",)
+
+
+def test_a_module_that_draws_with_numpy_is_not_said_to_mix_samples_for_certain() -> None:
+    class Masking(nn.Module):
+        def forward(self, inputs: Tensor) -> Tensor:
+            kept = torch.from_numpy(np.random.rand(*inputs.shape) < 0.7)
+            return inputs * kept
+
+    equivalence = checked(nn.Sequential(Masking(), mlp(1)), regression_batch(), squared_error)
+
+    assert equivalence.random_modules == ("NumPy's random",)
+    assert equivalence.verdict.endswith("; or for random numbers from NumPy's random alone")
+    assert equivalence.advice.startswith("Draw random numbers with torch")

@@ -1,0 +1,78 @@
+"""What to do about what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from profiler.checking.causes import Cause, Kind
+from profiler.checking.facts import Facts, listed
+from profiler.equivalence import Decomposition
+
+
+def advice(facts: Facts, breaking: tuple[Cause, ...], *, equal: bool) -> Iterator[str]:
+    """What to do, a sentence or two for each thing that is not right."""
+    if equal:
+        if facts.declares:
+            yield "Weight each micro-batch's loss by its share of the batch's items: accumulate() and plan.split() do."
+        else:
+            yield "Weight each micro-batch's loss by its share of the samples: plan.weights, which accumulate() applies."
+        return
+    if facts.found.decomposes is Decomposition.NO and facts.other_draws:
+        yield "Draw random numbers with torch, where the check can switch them off, and check again."
+    for cause in breaking:
+        yield _advice_of(cause)
+    if not facts.declared_right and not facts.hidden:
+        yield _advice_on_loss(facts)
+
+
+def _advice_of(cause: Cause) -> str:
+    if cause.kind is Kind.BATCH_NORM:
+        plain = "Replace BatchNorm by GroupNorm, or freeze its statistics (module.eval() on each, after model.train())"
+        if "SyncBatchNorm" in cause.classes:
+            return f"{plain}; SyncBatchNorm joins replicas, not the micro-batches of one."
+        return f"{plain}; or accept that each micro-batch is normalised by itself, and keep micro-batches large."
+    if cause.kind is Kind.HOOKS:
+        return (
+            "Remove the hooks, and clip or step once, after the last micro-batch's backward: the clip of a sum is not the sum "
+            "of clips."
+        )
+    if cause.kind is Kind.STATE:
+        return (
+            f"Let {listed(cause.names)} change state once for each optimizer step: in evaluation mode after the first "
+            "micro-batch, and in training mode again for the next step."
+        )
+    return (
+        f"Make {listed(cause.names)} see one sample at a time (GroupNorm, LayerNorm, statistics from elsewhere), or train "
+        "with whole batches."
+    )
+
+
+def _advice_on_loss(facts: Facts) -> str:
+    items = facts.found.items
+    match facts.found.decomposes:
+        case Decomposition.SUM:
+            return (
+                "Divide the loss by the samples of the batch that it is given, not by a constant (reduction='mean', or "
+                "loss / len(targets)); or keep the sum, and give every part the weight 1."
+            )
+        case Decomposition.SAMPLES:
+            return "Leave loss_items out: the share of samples is the right weight."
+        case Decomposition.ITEMS:
+            return f"Pass loss_items=lambda batch: int({items}), so that each part's weight is its share of them."
+        case Decomposition.WEIGHTED:
+            expression, _, _ = (items or "").partition(", ")
+            if "[batch" in expression or expression.startswith("batch"):
+                return (
+                    f"Pass loss_items=lambda batch: float({expression}), so that each part's weight is its share of it."
+                )
+            return (
+                "Pass loss_items that gives the sum of the weights in a batch, so that each part's weight is its share of it. If "
+                "the weights come from the model's outputs, no batch holds them: divide by the samples instead."
+            )
+    if facts.found.losses_add_up:
+        return "Look for what changes gradients in the backward (hooks, custom autograd functions, clipping) and do it once a step."
+    return (
+        "Accumulation cannot reach it. Compute the embeddings of all parts first and the loss over all of them, then "
+        "backpropagate part by part (gradient caching, Gao et al. 2021, arXiv:2101.06983); or use a loss that averages over "
+        "samples; where the loss has terms averaged over different items, accumulate each term by its own count."
+    )

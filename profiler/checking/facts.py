@@ -1,0 +1,64 @@
+"""What the check measured, and what follows from it at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from profiler.checking.causes import Cause, Kind
+from profiler.checking.decomposition import Found
+from profiler.equivalence import Decomposition, Way
+
+PYTHON, NUMPY = "Python's random", "NumPy's random"
+NAMES_SHOWN = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """Everything that the check measured.
+
+    samples: of the checked batch. precision: of the ways that decide. declares: whether the workload has `loss_items`.
+    counted: what it declares for the whole batch, and for its samples together. too_small: which micro-batches cannot be
+    run, and why. why_not_exact: why fp64 could not be used. padded: micro-batches that are collated by themselves, where that
+    gives other shapes. shows_no_padding: whether rows of integers in the batch leave open what a loss would ignore in them.
+    """
+
+    samples: int
+    precision: str
+    declares: bool
+    counted: tuple[float, float]
+    ways: tuple[Way, ...]
+    found: Found
+    causes: tuple[Cause, ...]
+    random_modules: tuple[str, ...]
+    too_small: str
+    why_not_exact: str
+    padded: Way | None = None
+    shows_no_padding: bool = False
+
+    @property
+    def declared_right(self) -> bool:
+        """Whether the weights that the workload declares are those by which its loss decomposes."""
+        if self.declares:
+            return self.found.items == "loss_items(batch)"
+        return self.found.decomposes is Decomposition.SAMPLES
+
+    @property
+    def hidden(self) -> bool:
+        """Whether modules that mix samples hide how the loss decomposes."""
+        return self.mixed and self.found.decomposes is Decomposition.NO
+
+    @property
+    def mixed(self) -> bool:
+        """Whether any module lets samples see each other."""
+        return any(cause.kind is Kind.MIXING for cause in self.causes)
+
+    @property
+    def other_draws(self) -> tuple[str, ...]:
+        """The sources of random numbers beside torch that a forward draws from, and that cannot be switched off."""
+        return tuple(name for name in self.random_modules if name in (PYTHON, NUMPY))
+
+
+def listed(names: tuple[str, ...]) -> str:
+    """The first few names."""
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(names[:NAMES_SHOWN]) + more
