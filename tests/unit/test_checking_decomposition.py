@@ -256,7 +256,7 @@ def test_the_weights_of_a_weighted_mean_are_measured(name: str) -> None:
 def test_the_advised_loss_items_make_it_equal(name: str, seed: int) -> None:
     equivalence = check_case(name, seed, advised_for(name))
 
-    assert (equivalence.verdict, equivalence.items) == ("equal", "loss_items(batch)")
+    assert equivalence.verdict == "equal"
     # Weights are summed in the type that they have, fp32.
     assert furthest(equivalence) < (1e-12 if name in ITEMS else 1e-6)
 

@@ -338,12 +338,17 @@ def test_mixing_samples_does_not_hide_a_mean_over_tokens() -> None:
     assert (equivalence.decomposes, equivalence.items) == (Decomposition.ITEMS, "(batch['labels'] != -100).sum()")
 
 
+def in_training_spectral_norm() -> nn.Module:
+    """A layer whose weight has moved since its norm was estimated, as it has in training."""
+    layer = nn.utils.parametrizations.spectral_norm(nn.Linear(FEATURES, HIDDEN))
+    with torch.no_grad():
+        next(parameter for parameter in layer.parameters() if parameter.dim() == 2).normal_()
+    return layer
+
+
 STATE: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "spectral_norm": (lambda: named(first=nn.utils.spectral_norm(nn.Linear(FEATURES, HIDDEN))), "first"),
-    "the newer spectral_norm": (
-        lambda: named(first=nn.utils.parametrizations.spectral_norm(nn.Linear(FEATURES, HIDDEN))),
-        "first.parametrizations.weight.0",
-    ),
+    "the newer spectral_norm": (lambda: named(first=in_training_spectral_norm()), "first.parametrizations.weight.0"),
     "a queue of negatives": (lambda: named(first=Queue()), "first"),
 }
 
