@@ -73,6 +73,6 @@ def _advice_on_loss(facts: Facts) -> str:
         return "Look for what changes gradients in the backward (hooks, custom autograd functions, clipping) and do it once a step."
     return (
         "Accumulation cannot reach it. Compute the embeddings of all parts first and the loss over all of them, then "
-        "backpropagate part by part (gradient caching, Gao et al. 2021, arXiv:2101.06983); or use a loss that averages over "
-        "samples; where the loss has terms averaged over different items, accumulate each term by its own count."
+        "backpropagate part by part (gradient caching, Gao et al. 2021, arXiv:2101.06983; examples/contrastive_by_parts.py); or "
+        "use a loss that averages over samples; where the loss has terms averaged over different items, accumulate each term by its own count."
     )

@@ -47,9 +47,13 @@ def _all_counts(batch: Any, samples: int) -> Iterator[Count]:
         for path, tensor in named_tensors(batch)
         if tensor.dim() and tensor.shape[0] == samples
     ]
-    for path, tensor in tensors:
-        if not tensor.is_floating_point() and not tensor.is_complex() and tensor.dtype != torch.bool:
-            yield from _of_integers(path, tensor)
+    integers = [(path, tensor) for path, tensor in tensors if _is_integer(tensor)]
+    # The usual values first, whichever tensor holds them: -100 in the labels rather than 0 in the tokens.
+    for value in USUALLY_IGNORED:
+        for path, tensor in integers:
+            yield from _without(path, tensor, value)
+    for path, tensor in integers:
+        yield from _of_integers(path, tensor)
     for path, tensor in tensors:
         if tensor.dtype == torch.bool:
             yield Count(expression=f"{path}.sum()", per_sample=_per_sample(tensor))
@@ -58,17 +62,30 @@ def _all_counts(batch: Any, samples: int) -> Iterator[Count]:
             yield from _of_floats(path, tensor)
 
 
-def _of_integers(path: str, tensor: Tensor) -> Iterator[Count]:
-    values = tensor.unique()
-    present = {int(value) for value in values[:MOST_VALUES]} | {int(values[-1])}
-    usual = [value for value in USUALLY_IGNORED if value in values]
-    views = [(path, tensor)]
-    if tensor.dim() > 1 and tensor.shape[1] > 1:  # causal models predict the next token, so that one falls out
-        views += [(f"{path}[:, 1:]", tensor[:, 1:]), (f"{path}[:, :-1]", tensor[:, :-1])]
-    for value in (*usual, *sorted(present - set(usual))):
-        for shown, view in views:
+def _is_integer(tensor: Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+
+
+def _without(path: str, tensor: Tensor, value: int) -> Iterator[Count]:
+    """How many elements are not that value, if any is; of rows, also without their first or last element."""
+    if bool((tensor == value).any()):
+        for shown, view in _views(path, tensor):
             yield Count(expression=f"({shown} != {value}).sum()", per_sample=_per_sample(view != value))
-    for shown, view in views:
+
+
+def _views(path: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    yield path, tensor
+    if tensor.dim() > 1 and tensor.shape[1] > 1:  # causal models predict the next token, so that one falls out
+        yield f"{path}[:, 1:]", tensor[:, 1:]
+        yield f"{path}[:, :-1]", tensor[:, :-1]
+
+
+def _of_integers(path: str, tensor: Tensor) -> Iterator[Count]:
+    values = [int(value) for value in tensor.unique()]
+    for value in dict.fromkeys((*values[:MOST_VALUES], *values[-1:])):
+        if value not in USUALLY_IGNORED:
+            yield from _without(path, tensor, value)
+    for shown, view in _views(path, tensor):
         yield Count(expression=f"({shown} >= 0).sum()", per_sample=_per_sample(view >= 0))
         yield Count(expression=f"{shown}.sum()", per_sample=_per_sample(view))
     if tensor.dim() == 1:
@@ -114,7 +131,7 @@ def shows_no_padding(batch: Any, samples: int) -> bool:
     rows = [
         tensor
         for _, tensor in named_tensors(batch)
-        if tensor.dim() > 1 and len(tensor) == samples and not (tensor.is_floating_point() or tensor.is_complex())
+        if tensor.dim() > 1 and len(tensor) == samples and _is_integer(tensor)
     ]
     left_out = (_per_sample(tensor == value) for tensor in rows for value in USUALLY_IGNORED)
     return bool(rows) and all(bool((count == count[0]).all()) for count in left_out)

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from process.commands import environment
+from profiler import Decomposition, Workload, check_equivalence
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -51,3 +53,25 @@ def test_the_example_prints_both_curves_and_their_difference(
     for step, (line, one, other) in enumerate(zip(steps, *curves, strict=True), start=1):
         assert [float(word) for word in line.split()] == pytest.approx([step, one, other], rel=1e-9)
     assert float(difference.removeprefix("largest difference: ")) < 1e-12
+
+
+def test_a_contrastive_loss_by_cached_gradients_has_the_gradient_of_the_whole_batch() -> None:
+    script: dict[str, Any] = runpy.run_path(str(EXAMPLES / "contrastive_by_parts.py"))
+    loss, gradient = script["differences"]()
+
+    assert loss < 1e-12
+    assert gradient < 1e-12
+
+
+def test_the_check_says_that_no_weights_of_parts_give_the_contrastive_loss() -> None:
+    script: dict[str, Any] = runpy.run_path(str(EXAMPLES / "contrastive_by_parts.py"))
+    workload = Workload(
+        model=script["TwoTowers"],
+        make_batch=lambda n: (torch.randn(n, 64), torch.randn(n, 48)),
+        loss=lambda model, batch: script["info_nce"](*model(*batch)),
+    )
+    found = check_equivalence(workload, 8)
+
+    assert not found.equal
+    assert found.decomposes is Decomposition.NO
+    assert "contrastive_by_parts.py" in found.advice

@@ -54,3 +54,12 @@ def test_its_workload_of_your_own_is_probed(tmp_path: Path) -> None:
 def test_its_two_commands_are_there(target: str) -> None:
     assert re.search(rf"^    make {target}\b", TEXT, re.MULTILINE)
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_its_loops_train() -> None:
+    script = BLOCKS[2] + "\nprint(float(loss), plan.micro_batch_sizes, plan.equivalence)\n"
+    result = subprocess.run(
+        [sys.executable, "-"], input=script, cwd=ROOT, capture_output=True, text=True, check=True, timeout=300
+    )
+
+    assert re.match(r"\d\.\d+ \([\d, ]+\) equal", result.stdout), result.stdout

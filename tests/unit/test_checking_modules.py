@@ -204,6 +204,20 @@ def test_batch_norm_and_a_mean_over_tokens_are_both_named() -> None:
     assert checked(model, batch, loss, loss_items=advised_items(equivalence)).equal
 
 
+def test_right_loss_items_are_not_blamed_for_batch_norm() -> None:
+    def loss(model: nn.Module, batch: Any) -> Any:
+        errors = (model(batch[0])[:, 0] - batch[1]).square()
+        return (errors * batch[2]).sum() / batch[2].sum()
+
+    batch = (*regression_batch(), torch.rand(SAMPLES) + 0.1)
+    equivalence = checked(around(nn.BatchNorm1d(HIDDEN)), batch, loss, loss_items=lambda batch: float(batch[2].sum()))
+
+    assert equivalence.verdict == (
+        "not equal: BatchNorm normalises each micro-batch by itself (1 layer); equal with its statistics frozen"
+    )
+    assert "loss_items" not in equivalence.advice
+
+
 def test_batch_norm_does_not_hide_a_contrastive_loss() -> None:
     def loss(model: Any, batch: Any) -> Any:
         scores = model[:2](batch[0]) @ model[:2](batch[0].flip(1)).T
