@@ -3,7 +3,7 @@
 Parts run in the order of PARTS, the most important first. One is begun only if the time it should take is left, and it is
 ended when twice that, or all, is over; whatever becomes of it, the rest goes on. Estimated for an H100: a fork server is
 up in 5 to 7 s, a fresh worker (context, cuDNN, its library's import, the model) in 2 to 4 s; a trial near the edge takes 2
-to 6 s more, a timed size 2 s, and a search some 7 fresh workers. The parts up to digits-cnn add up to nine minutes; what
+to 6 s more, a timed size 2 s, and a search some 7 fresh workers. The parts up to text-gpt add up to nine minutes; what
 is left out is said, and a second call can name it. Results so far are packed after every part into gpu_results.tar.gz, in
 the folder that the environment variable OUT names, else in results/.
 
@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from benchmarks.gpu_results import RESULTS, json_bytes, keep, pack, read_json, row_of, this_card
+from profiler.commands import NOT_EQUAL
 from profiler.devices import open_device
 from profiler.document import to_json_document
 from profiler.errors import DeviceUnavailable
@@ -83,11 +84,22 @@ class Search:
     seconds: float
 
 
-Part = Tests | Probe | Search
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """`microbatch check` of each target: whether accumulation equals the whole batch, on this device's kernels."""
+
+    name: str
+    targets: tuple[str, ...]
+    precision: str
+    seconds: float
+
+
+Part = Tests | Probe | Search | Check
 
 RESNET, VIT, GPT = "torchvision:resnet50", "timm:vit_base_patch16_224", "hf:gpt2"
 PARTS: tuple[Part, ...] = (
     Tests(name="tests", seconds=80),
+    Check(name="checks", targets=("digits-cnn", "digits-resnet", "text-gpt"), precision="bf16", seconds=40),
     Probe(name="digits-resnet", target="digits-resnet", budgets=SMALL, effective_batch=256, seconds=60),
     Probe(name="resnet50", target=RESNET, budgets=("24GiB",), effective_batch=512, precision="bf16", seconds=95),
     Search(name="gpt2-search", target=GPT, budgets=(ALL, "24GiB"), precision="bf16", seconds=75),
@@ -153,6 +165,8 @@ def run(part: Part, card: str, folder: Path, seconds: float) -> str:
             return run_probe(part, card, folder, seconds)
         case Search():
             return run_search(part, folder, seconds)
+        case Check():
+            return run_checks(part, folder, seconds)
 
 
 def run_tests(part: Tests, folder: Path, seconds: float) -> str:
@@ -221,6 +235,20 @@ def run_search(part: Search, folder: Path, seconds: float) -> str:
             keep(folder, row_of(document, part=part.name, precision=part.precision, budget=budget))
             answers.append(f"{finding.largest_fit} in {budget}")
     return f"done: {', '.join(answers)}"
+
+
+def run_checks(part: Check, folder: Path, seconds: float) -> str:
+    """The command as a user types it, and what it printed; that a workload is not equal is an answer."""
+    deadline = time.monotonic() + seconds
+    outcomes = []
+    for target in part.targets:
+        command = [sys.executable, "cli.py", "check", target, "--device", DEVICE, "--precision", part.precision]
+        output = folder / f"check_{safe_name(target)}.txt"
+        status = call(command, output, output, deadline - time.monotonic())
+        outcomes.append(f"{target}: {_ended(status)}")
+        if status not in (0, NOT_EQUAL, None):
+            return f"failed: {'; '.join(outcomes)}"
+    return f"done: {'; '.join(outcomes)}"
 
 
 def call(command: list[str], output: Path, errors: Path, seconds: float, **environment: str) -> int | None:

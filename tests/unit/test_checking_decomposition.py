@@ -269,7 +269,6 @@ def test_right_loss_items_are_of_the_kind_that_they_count(name: str, kind: str) 
 @pytest.mark.parametrize(
     "wrong",
     [
-        len,
         lambda batch: len(batch["words"]),
         lambda batch: batch["labels"].numel(),
         lambda batch: (batch["labels"] != 3).sum(),
@@ -277,7 +276,7 @@ def test_right_loss_items_are_of_the_kind_that_they_count(name: str, kind: str) 
         lambda batch: 1,
         lambda batch: 1.0 / len(batch["words"]),
     ],
-    ids=["keys", "samples", "all tokens", "other tokens", "shifted", "a constant", "a share"],
+    ids=["samples", "all tokens", "other tokens", "shifted", "a constant", "a share"],
 )
 def test_wrong_loss_items_are_not_equal_and_the_right_ones_are_named(wrong: Count) -> None:
     model, batch = TokenModel(), token_batch("labels")
@@ -483,11 +482,10 @@ def other_labels(batch: dict[str, Tensor]) -> Tensor:
     return torch.where(places, (batch["words"] + 1) % WORDS, IGNORED)
 
 
-@pytest.mark.parametrize("weight", [1.0, 0.01])
-def test_two_terms_averaged_over_different_counts_do_not_decompose(weight: float) -> None:
+def test_two_terms_averaged_over_different_counts_do_not_decompose() -> None:
     def loss(model: nn.Module, batch: Any) -> Any:
         second = {"words": batch["words"], "labels": other_labels(batch)}
-        return token_cross_entropy(model, batch) + weight * token_cross_entropy(model, second)
+        return token_cross_entropy(model, batch) + 0.01 * token_cross_entropy(model, second)
 
     assert checked(TokenModel(), token_batch("labels"), loss).decomposes is Decomposition.NO
 

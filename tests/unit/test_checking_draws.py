@@ -21,16 +21,12 @@ from torch import Tensor, nn
 from torch.distributions import (
     Bernoulli,
     Beta,
-    Binomial,
     Categorical,
     Dirichlet,
     Exponential,
     Gamma,
-    Gumbel,
-    Laplace,
     NegativeBinomial,
     Normal,
-    Poisson,
     RelaxedBernoulli,
     StudentT,
     Uniform,
@@ -378,7 +374,7 @@ def test_a_layer_that_draws_is_named_and_equal(name: str) -> None:
     assert furthest(equivalence) < 1e-12
 
 
-@pytest.mark.parametrize("name", ["Dropout", "LSTM", "TransformerEncoderLayer"])
+@pytest.mark.parametrize("name", ["Dropout", "GRU"])
 def test_a_layer_that_draws_is_equal_in_the_training_precision_too(name: str) -> None:
     build, shape, _ = LAYERS[name]
     equivalence = checked(build(), regression_batch(SAMPLES, *shape), squared_error, thorough=True)
@@ -404,15 +400,11 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "Bernoulli": lambda hidden: hidden * Bernoulli(logits=hidden).sample(),
     "Categorical": lambda hidden: hidden * Categorical(logits=hidden).sample()[:, None],
     "Exponential": lambda hidden: hidden * Exponential(hidden.exp()).rsample(),
-    "Laplace": lambda hidden: Laplace(hidden, 1.0).rsample(),
-    "Gumbel": lambda hidden: hidden + Gumbel(0.0, 1.0).sample(hidden.shape),
     "RelaxedBernoulli": lambda hidden: RelaxedBernoulli(torch.tensor(0.5), logits=hidden).rsample(),
     "Gamma": lambda hidden: Gamma(hidden.exp(), 1.0).rsample(),
     "Beta": lambda hidden: Beta(hidden.exp(), 1 + hidden.exp()).rsample(),
     "Dirichlet": lambda hidden: Dirichlet(hidden.exp()).rsample(),
     "StudentT": lambda hidden: StudentT(2 + hidden.exp()).rsample(),
-    "Poisson": lambda hidden: hidden * Poisson(hidden.detach().exp()).sample(),
-    "Binomial": lambda hidden: hidden * Binomial(5, logits=hidden.detach()).sample(),
     "NegativeBinomial": lambda hidden: hidden * NegativeBinomial(5.0, logits=hidden.detach()).sample(),
 }
 

@@ -135,7 +135,7 @@ def test_a_check_leaves_the_model_as_it_was_where_it_refuses_fp64() -> None:
     assert State.of(model) == before
 
 
-@pytest.mark.parametrize("call", [1, 2, 3, 5, 8, 13, 21, 34])
+@pytest.mark.parametrize("call", [1, 2, 5, 13, 34])
 @pytest.mark.parametrize("error", [KeyError("no such label"), Stopped()], ids=["an error", "an interrupt"])
 def test_a_model_is_left_as_it_was_where_the_workload_raises_midway(call: int, error: BaseException) -> None:
     model = everything()
@@ -342,7 +342,7 @@ def needing(least: int) -> Callable[[nn.Module, Any], Any]:
     return loss
 
 
-@pytest.mark.parametrize(("samples", "least"), [(5, 2), (8, 4), (9, 4), (11, 4), (16, 5), (17, 8), (21, 6)])
+@pytest.mark.parametrize(("samples", "least"), [(5, 2), (8, 4), (9, 4), (16, 5), (17, 8)])
 @pytest.mark.parametrize("thorough", [False, True])
 def test_parts_are_never_smaller_than_what_runs(samples: int, least: int, thorough: bool) -> None:
     equivalence = checked(mlp(1), regression_batch(samples), needing(least), thorough=thorough)
@@ -365,7 +365,7 @@ def test_batches_of_any_size_are_checked(samples: int) -> None:
     assert any(len(set(way.split)) > 1 for way in equivalence.ways) or samples == 2
 
 
-@pytest.mark.parametrize("samples", [2, 3, 5, 7])
+@pytest.mark.parametrize("samples", [2, 3, 5])
 def test_a_mean_over_tokens_is_found_in_batches_of_any_size(samples: int) -> None:
     batch = {name: tensor[:samples] for name, tensor in token_batch("labels").items()}
     equivalence = checked(TokenModel(), batch, token_cross_entropy)
@@ -374,7 +374,7 @@ def test_a_mean_over_tokens_is_found_in_batches_of_any_size(samples: int) -> Non
     assert checked(TokenModel(), batch, token_cross_entropy, loss_items=advised_items(equivalence)).equal
 
 
-@pytest.mark.parametrize("samples", [2, 3, 5, 7])
+@pytest.mark.parametrize("samples", [2, 3, 5])
 def test_a_contrastive_loss_is_found_in_batches_of_any_size(samples: int) -> None:
     def loss(model: nn.Module, batch: Any) -> Any:
         scores = model(batch[0]) @ model(batch[0].flip(1)).T
