@@ -78,4 +78,4 @@ def difference_of_dropout(kind: type[nn.LSTM | nn.GRU]) -> Done[Any]:
     inputs = batch(4)[0].to(DEVICE)
     with FixedDraws():
         outputs = with_dropout(inputs)
-    return Done(result=float((outputs - without(inputs)).abs().max()), worker_is_clean=False)
+    return Done(result=float((outputs - without(inputs)).detach().abs().max()), worker_is_clean=False)
