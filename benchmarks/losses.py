@@ -219,7 +219,7 @@ def _line(row: Row, advice: Sequence[str]) -> str:
 
 def _marked(averaged_over: str) -> str:
     """The expression of `batch` in it as code; words as they are."""
-    expression, where, words = averaged_over.partition(", where ")
+    expression, where, words = averaged_over.partition(", with ")
     return f"`{expression}`{where}{words}" if "batch" in expression else averaged_over
 
 

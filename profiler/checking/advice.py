@@ -8,6 +8,13 @@ from profiler.checking.causes import Cause, Kind
 from profiler.checking.facts import Facts, listed
 from profiler.equivalence import Decomposition
 
+CONTRASTIVE = (
+    "Accumulation cannot reach it. Compute the embeddings of all parts first and the loss over all of them, then "
+    "backpropagate part by part (gradient caching, Gao et al. 2021, arXiv:2101.06983; examples/contrastive_by_parts.py); or "
+    "use a loss that averages over samples; where the loss has terms averaged over different items, accumulate each term by "
+    "its own count."
+)
+
 
 def advice(facts: Facts, breaking: tuple[Cause, ...], *, equal: bool) -> Iterator[str]:
     """What to do, a sentence or two for each thing that is not right."""
@@ -17,10 +24,16 @@ def advice(facts: Facts, breaking: tuple[Cause, ...], *, equal: bool) -> Iterato
         else:
             yield "Weight each micro-batch's loss by its share of the samples: plan.weights, which accumulate() applies."
         return
-    if facts.found.decomposes is Decomposition.NO and facts.other_draws:
+    if facts.doubtful and not facts.steady:
+        yield (
+            "Find what makes two runs of the same batch differ: state that the model keeps in attributes and not in buffers, or "
+            "a generator of random numbers of its own. Switch it off, and check again."
+        )
+        return
+    if facts.doubtful:
         yield "Draw random numbers with torch, where the check can switch them off, and check again."
     for cause in breaking:
-        yield _advice_of(cause)
+        yield CONTRASTIVE if cause.is_model and cause.kind is Kind.MIXING else _advice_of(cause)
     if not facts.declared_right and not facts.hidden:
         yield _advice_on_loss(facts)
 
@@ -28,6 +41,11 @@ def advice(facts: Facts, breaking: tuple[Cause, ...], *, equal: bool) -> Iterato
 def _advice_of(cause: Cause) -> str:
     if cause.kind is Kind.BATCH_NORM:
         plain = "Replace BatchNorm by GroupNorm, or freeze its statistics (module.eval() on each, after model.train())"
+        if cause.cannot_freeze:
+            plain = (
+                "Replace BatchNorm by GroupNorm; evaluation mode does not freeze layers with track_running_stats=False, which keep "
+                "no statistics: make them with track_running_stats=True first"
+            )
         if "SyncBatchNorm" in cause.classes:
             return f"{plain}; SyncBatchNorm joins replicas, not the micro-batches of one."
         return f"{plain}; or accept that each micro-batch is normalised by itself, and keep micro-batches large."
@@ -71,8 +89,4 @@ def _advice_on_loss(facts: Facts) -> str:
             )
     if facts.found.losses_add_up:
         return "Look for what changes gradients in the backward (hooks, custom autograd functions, clipping) and do it once a step."
-    return (
-        "Accumulation cannot reach it. Compute the embeddings of all parts first and the loss over all of them, then "
-        "backpropagate part by part (gradient caching, Gao et al. 2021, arXiv:2101.06983; examples/contrastive_by_parts.py); or "
-        "use a loss that averages over samples; where the loss has terms averaged over different items, accumulate each term by its own count."
-    )
+    return CONTRASTIVE

@@ -13,7 +13,8 @@ from profiler.checking.decomposition import Counter, Found, Measured, decompose,
 from profiler.checking.holding import held
 from profiler.checking.mixing import mixing_modules
 from profiler.checking.modules import batch_norms, frozen_statistics, hooked_parameters, keeping_state, without_hooks
-from profiler.checking.subject import Part, Subject, buffers_of, put_buffers, tried
+from profiler.checking.state import put_state, state_of
+from profiler.checking.subject import Part, Subject, tried
 from profiler.checking.ways import Split, deviation
 from profiler.equivalence import Decomposition, Way
 
@@ -27,8 +28,8 @@ class Kind(StrEnum):
 
     BATCH_NORM = "normalises each micro-batch by itself"
     STATE = "changes its state at every forward"
-    HOOKS = "hooks change the gradient of each micro-batch"
-    MIXING = "lets samples of a batch see each other"
+    HOOKS = "hooks change each micro-batch's gradient"
+    MIXING = "lets the samples of a batch see each other"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +38,8 @@ class Cause:
 
     active: how far they alone move the gradient of equal parts, relative to the whole one's norm; frozen: how far it is
     off without them. None where that could not be measured. breaks: whether they move it by more than rounding.
+    is_model: whether it is the model itself, and no module in it. cannot_freeze: whether layers keep no statistics that
+    evaluation mode would use.
     """
 
     kind: Kind
@@ -45,6 +48,8 @@ class Cause:
     active: float | None = None
     frozen: float | None = None
     breaks: bool = True
+    is_model: bool = False
+    cannot_freeze: bool = False
 
 
 def find_causes(
@@ -112,7 +117,13 @@ def _cause(subject: Subject, kind: Kind, names: tuple[str, ...]) -> Cause:
     modules = dict(subject.model.named_modules())
     classes = [type(modules[name]).__name__ for name in names]
     shown = tuple(name or class_name for name, class_name in zip(names, classes, strict=True))  # "" is the model itself
-    return Cause(kind=kind, names=shown, classes=tuple(dict.fromkeys(classes)))
+    return Cause(
+        kind=kind,
+        names=shown,
+        classes=tuple(dict.fromkeys(classes)),
+        is_model=names == ("",),
+        cannot_freeze=kind is Kind.BATCH_NORM and any(modules[name].running_mean is None for name in names),
+    )
 
 
 def _measured_cause(
@@ -147,8 +158,8 @@ def _quiet(subject: Subject, *off: Kind) -> Iterator[Subject]:
         if Kind.HOOKS in off:
             stack.enter_context(without_hooks(subject.model))
         if Kind.STATE in off:
-            before = buffers_of(subject.model)
-            subject = replace(subject, before_forward=(lambda: put_buffers(subject.model, before),))
+            before = state_of(subject.model)
+            subject = replace(subject, before_forward=(lambda: put_state(subject.model, before),))
         yield subject
 
 

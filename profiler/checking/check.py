@@ -8,26 +8,31 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from math import isfinite
+from math import inf, isfinite
 
 import torch
 from torch import nn
+from torch._dynamo import OptimizedModule
 
 from profiler.checking.causes import find_causes
 from profiler.checking.counts import shows_no_padding
 from profiler.checking.decomposition import Counter, places_of
 from profiler.checking.draws import FixedDraws, module_names
 from profiler.checking.facts import NUMPY, PYTHON, Facts
+from profiler.checking.gradients import gradients_of, norm
 from profiler.checking.padding import collated_apart
-from profiler.checking.subject import Subject, buffers_kept, in_float64, tried
+from profiler.checking.state import apart, batch_in_float64, in_float64, modules_in, state_kept
+from profiler.checking.subject import Subject, tried
 from profiler.checking.ways import Split, reference_of, splits_of, way, whole_way
 from profiler.checking.words import in_words
 from profiler.equivalence import Equivalence, Way
 from profiler.errors import WorkloadError
 from profiler.outcomes import Strategy
+from profiler.parts import count_items
 from profiler.steps import Training
 from profiler.trial import check_finite
 
+LARGEST_LEAST = 8
 _DTYPES = {torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
@@ -49,6 +54,7 @@ def equivalence_of(training: Training, samples: int, *, thorough: bool) -> Equiv
     with ExitStack() as stack:
         exact, why_not_exact = _exact(subject, stack)
         ways = trained if trained and exact is subject else _ways(exact, splits, count, thorough=thorough)
+        steady = exact.is_steady()
         padded: Way | None = None
         if thorough and all(way.equal for way in ways):
             sizes = splits[0]
@@ -67,6 +73,7 @@ def equivalence_of(training: Training, samples: int, *, thorough: bool) -> Equiv
             too_small=f"micro-batches of {least - 1}: {too_small}" if too_small else "",
             why_not_exact=why_not_exact,
             padded=padded,
+            steady=steady,
             shows_no_padding=shows_no_padding(subject.batch, samples),
         )
     )
@@ -74,21 +81,34 @@ def equivalence_of(training: Training, samples: int, *, thorough: bool) -> Equiv
 
 def _subject(training: Training, samples: int) -> Subject:
     """The workload on one batch, which ran once as it trains, so that a bug in it shows as that bug."""
-    model: nn.Module = getattr(training.model, "_orig_mod", training.model)  # what torch.compile made it of
+    model = _uncompiled(training.model)
     passes = replace(training.passes, model=model, scaler=None)
-    batch = training.batch(samples)
-    with buffers_kept(model):
+    batch = apart(training.batch(samples))
+    with state_kept(model):
         loss = passes.forward(batch)
         passes.backward(loss)
         check_finite(float(loss.detach()))
+        if not isfinite(norm(gradients_of(model))):
+            raise WorkloadError(
+                f"the loss of {samples} samples is a number, and its gradient is not: with it nothing can be compared. Look for "
+                "roots, logarithms and divisions of zero."
+            )
     model.zero_grad(set_to_none=True)
-    return Subject(
+    subject = Subject(
         passes=passes,
         model=model,
         batch=batch,
         samples=samples,
         precision=_precision(model, training.workload.precision),
     )
+    measured = tried(subject.measure_rounding, passes.device.type) if subject.precision != "fp64" else 0.0
+    return replace(subject, rounding=inf if isinstance(measured, str) else measured)
+
+
+def _uncompiled(model: nn.Module) -> nn.Module:
+    """The model itself where torch.compile wraps it: what is compared is arithmetic, and modes see no compiled operators."""
+    inner = getattr(model, "_orig_mod", None)
+    return inner if isinstance(model, OptimizedModule) and isinstance(inner, nn.Module) else model
 
 
 def _precision(model: nn.Module, declared: str) -> str:
@@ -112,12 +132,7 @@ def _counter(training: Training, subject: Subject) -> Counter:
         key = tuple(places)
         if key not in known:
             phase.name = "loss_items"
-            known[key] = float(workload.count_items(subject.take(places)))
-            if not isfinite(known[key]) or known[key] < 0:
-                raise WorkloadError(
-                    f"loss_items gave {known[key]} for {len(key)} samples: it must give how many items they hold, or the "
-                    "sum of their weights."
-                )
+            (known[key],) = count_items([subject.take(places)], [len(key)], workload.loss_items)
         return known[key]
 
     if not count(range(subject.samples)):
@@ -153,17 +168,15 @@ def _states() -> tuple[object, ...]:
 def _least(subject: Subject) -> tuple[int, str]:
     """The smallest part that runs, and why a smaller one does not, "" where one sample does."""
     why = ""
-    for size in (1, 2, 4, 8):
-        if 2 * size > subject.samples:
-            break
+    for size in range(1, min(LARGEST_LEAST, subject.samples // 2) + 1):
         got = tried(partial(subject.part, range(size)), subject.passes.device.type)
         if not isinstance(got, str):
             return size, why
         why = why or got
     raise WorkloadError(
-        f"a batch of {subject.samples} samples runs, and none of its parts does that leaves as much for a second one: {why}. "
-        f"Check more samples (--effective-batch {2 * subject.samples}), and that every tensor of the batch has its samples along "
-        "dimension 0, where it is cut."
+        f"a batch of {subject.samples} samples runs, and no smaller one of up to {min(LARGEST_LEAST, subject.samples // 2)} does: "
+        f"{why}. Check more samples (--effective-batch {2 * subject.samples}), and that every tensor of the batch has its "
+        "samples along dimension 0, where it is cut."
     )
 
 
@@ -173,9 +186,9 @@ def _exact(subject: Subject, stack: ExitStack) -> tuple[Subject, str]:
         return subject, ""
     with ExitStack() as trial:
         try:
-            batch = trial.enter_context(in_float64(subject.model, subject.batch))
+            trial.enter_context(in_float64([subject.model, *modules_in(subject.passes.loss)]))
             passes = replace(subject.passes, autocast_dtype=None)
-            exact = replace(subject, batch=batch, passes=passes, precision="fp64")
+            exact = replace(subject, batch=batch_in_float64(subject.batch), passes=passes, precision="fp64")
             whole = exact.part(range(subject.samples))
             why = "" if isfinite(whole.loss) else "its loss is not a number there"
         except Exception as error:  # a type that a kernel does not have, memory for twice the bytes: all say no

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate
 from math import isfinite
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from profiler.checking.counts import counts_in, named_tensors
-from profiler.checking.subject import Part, Subject
+from profiler.checking.subject import Part, Subject, tried
 from profiler.equivalence import Decomposition
 
 # What the samples of a part, given by their places in the batch, count together.
@@ -68,20 +69,20 @@ def decompose(subject: Subject, measured: Measured, declared: Counter | None) ->
     What the workload declares is tried first, then samples, a sum, the counts that the batch holds, and last the weights
     that pairs of samples show; all of it to rounding first, and then to what is the same to training.
     """
+    if declared is not None and follows(measured, declared, subject.tolerance):
+        counts = [declared(part.samples) for part in measured.divisions[-1]]
+        whole_numbers = all(float(count).is_integer() for count in counts)
+        kind = Decomposition.ITEMS if whole_numbers else Decomposition.WEIGHTED
+        return Found(decomposes=kind, count=declared, items="loss_items(batch)")
     for tolerance in dict.fromkeys((subject.exact, subject.tolerance)):
-        found = _known(subject, measured, declared, tolerance) or _by_pairs(subject, measured, tolerance)
+        found = _known(subject, measured, tolerance) or _by_pairs(subject, measured, tolerance)
         if found is not None:
             return found
     return Found(decomposes=Decomposition.NO, losses_add_up=_only_losses_add_up(measured, declared or len, subject))
 
 
-def _known(subject: Subject, measured: Measured, declared: Counter | None, tolerance: float) -> Found | None:
+def _known(subject: Subject, measured: Measured, tolerance: float) -> Found | None:
     """By what is known of the batch."""
-    if declared is not None and follows(measured, declared, tolerance):
-        counts = [declared(part.samples) for part in measured.divisions[-1]]
-        whole_numbers = all(float(count).is_integer() for count in counts)
-        kind = Decomposition.ITEMS if whole_numbers else Decomposition.WEIGHTED
-        return Found(decomposes=kind, count=declared, items="loss_items(batch)")
     if follows(measured, len, tolerance):
         return Found(decomposes=Decomposition.SAMPLES)
     sums = ([(1.0, part) for part in parts] for parts in measured.divisions)
@@ -168,7 +169,10 @@ def _relative_weight(subject: Subject, reference: Part, other: Part, tolerance: 
         return 1.0
     if not (isfinite(other.loss) and isfinite(other.norm)):
         return 0.0  # a part without items is 0 / 0
-    both = subject.part(sorted((*reference.samples, *other.samples)))
+    places = sorted((*reference.samples, *other.samples))
+    both = tried(partial(subject.part, places), subject.passes.device.type)
+    if isinstance(both, str):
+        return None
     # The loss is one more equation beside the gradient's, brought to about its size.
     scale = (reference.norm + other.norm) / (abs(reference.loss) + abs(other.loss) or 1.0)
     start, end, middle = (
@@ -196,7 +200,7 @@ def _explained(weights: Tensor, subject: Subject) -> str:
                 shown = ", ".join(f"{label}: {weight / smallest:.4g}" for label, weight in by_class.items())
                 ignored = [label for label, weight in by_class.items() if weight <= 0]
                 chosen = f"{path}[{' & '.join(f'({path} != {label})' for label in ignored)}]" if ignored else path
-                return f"class_weights[{chosen}].sum(), where class_weights, relative to the smallest, are {shown}"
+                return f"class_weights[{chosen}].sum(), with the class weights {shown} (relative to the smallest)"
     return f"a weight of each sample's own, the largest {float(weights.max()) / least:.4g} times the smallest"
 
 
@@ -212,5 +216,5 @@ def _by_class(weights: Tensor, classes: Tensor) -> dict[int, float]:
     solution = torch.linalg.lstsq(table, weights[:, None], driver="gelsd").solution[:, 0]
     if float((table @ solution - weights).abs().max()) > 1e-6 * float(weights.max()) or float(solution.min()) < -1e-6:
         return {}
-    found = {int(label): round(float(weight), 6) for label, weight in zip(labels, solution, strict=True)}
+    found = {int(label): round(float(weight), 6) + 0.0 for label, weight in zip(labels, solution, strict=True)}
     return found if any(weight > 0 for weight in found.values()) else {}

@@ -12,12 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from profiler.checking.state import to_float64
+
 SEED = 0
 LOSS = "the loss"
 # Operators that draw and that torch does not tag as such.
 _UNTAGGED = {"aten::binomial", "aten::_sample_dirichlet"}
 # Arguments that are a probability of dropout, in forwards and in their backwards.
 _DROPOUT = ("dropout_p", "dropout")
+FINE = {torch.float64, torch.complex128}
+COARSE = {torch.float32, torch.bfloat16, torch.float16, torch.complex64}
 
 
 class FixedDraws(TorchDispatchMode):
@@ -156,6 +160,10 @@ _EXPECTED: dict[str, Expected] = {
     "randperm": _permutation,
     "multinomial": _chosen,
     "native_dropout": _dropout,
+    "poisson": _filled(lambda argument: argument("self")),
+    "_standard_gamma": _filled(lambda argument: argument("self")),
+    "_sample_dirichlet": _filled(lambda argument: argument("self") / argument("self").sum(dim=-1, keepdim=True)),
+    "binomial": _filled(lambda argument: argument("count") * argument("prob")),
     "rrelu_with_noise": _rrelu,
     "rrelu_with_noise_": _rrelu,
 }
@@ -172,12 +180,15 @@ class InFloat64(TorchDispatchMode):
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         named = dict(kwargs or {})
-        if isinstance(named.get("dtype"), torch.dtype) and named["dtype"].is_floating_point:
-            named["dtype"] = torch.float64
+        dtype = named.get("dtype")
+        if isinstance(dtype, torch.dtype):
+            named["dtype"] = (
+                torch.float64 if dtype.is_floating_point else torch.complex128 if dtype.is_complex else dtype
+            )
         flat = [*args, *named.values()]
         nested = [part for value in flat if isinstance(value, list | tuple) for part in value]
-        floats = {value.dtype for value in (*flat, *nested) if isinstance(value, Tensor) and value.is_floating_point()}
-        if torch.float64 in floats and len(floats) > 1 and not function._schema.is_mutable:
+        dtypes = {value.dtype for value in (*flat, *nested) if isinstance(value, Tensor)}
+        if dtypes & FINE and dtypes & COARSE and not function._schema.is_mutable:
             args = tuple(_promoted(value) for value in args)
             named = {name: _promoted(value) for name, value in named.items()}
         return function(*args, **named)
@@ -185,7 +196,7 @@ class InFloat64(TorchDispatchMode):
 
 def _promoted(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return value.double() if value.is_floating_point() else value
+        return to_float64(value)
     if isinstance(value, list | tuple):
         return type(value)(_promoted(part) for part in value)
     return value

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from profiler.checking.causes import Cause, Kind
 from profiler.checking.decomposition import Found
+from profiler.checking.draws import LOSS
 from profiler.equivalence import Decomposition, Way
 
 PYTHON, NUMPY = "Python's random", "NumPy's random"
@@ -20,6 +21,7 @@ class Facts:
     counted: what it declares for the whole batch, and for its samples together. too_small: which micro-batches cannot be
     run, and why. why_not_exact: why fp64 could not be used. padded: micro-batches that are collated by themselves, where that
     gives other shapes. shows_no_padding: whether rows of integers in the batch leave open what a loss would ignore in them.
+    steady: whether the whole batch has the same loss twice.
     """
 
     samples: int
@@ -34,6 +36,7 @@ class Facts:
     why_not_exact: str
     padded: Way | None = None
     shows_no_padding: bool = False
+    steady: bool = True
 
     @property
     def declared_right(self) -> bool:
@@ -43,22 +46,28 @@ class Facts:
         return self.found.decomposes is Decomposition.SAMPLES
 
     @property
-    def hidden(self) -> bool:
-        """Whether modules that mix samples hide how the loss decomposes."""
-        return self.mixed and self.found.decomposes is Decomposition.NO
-
-    @property
     def mixed(self) -> bool:
         """Whether any module lets samples see each other."""
         return any(cause.kind is Kind.MIXING for cause in self.causes)
+
+    @property
+    def hidden(self) -> bool:
+        """Whether how the loss decomposes cannot be seen: behind modules that mix samples, or where runs differ anyway."""
+        return self.found.decomposes is Decomposition.NO and (self.mixed or not self.steady)
 
     @property
     def other_draws(self) -> tuple[str, ...]:
         """The sources of random numbers beside torch that a forward draws from, and that cannot be switched off."""
         return tuple(name for name in self.random_modules if name in (PYTHON, NUMPY))
 
+    @property
+    def doubtful(self) -> bool:
+        """Whether a difference may come from numbers that could not be switched off."""
+        apart = self.found.decomposes is Decomposition.NO or self.mixed
+        return apart and (bool(self.other_draws) or not self.steady)
+
 
 def listed(names: tuple[str, ...]) -> str:
-    """The first few names."""
+    """The first few names, quoted, for a module may be called 0."""
     more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-    return ", ".join(names[:NAMES_SHOWN]) + more
+    return ", ".join(name if name == LOSS else f"'{name}'" for name in names[:NAMES_SHOWN]) + more

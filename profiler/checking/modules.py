@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from profiler.checking.subject import Subject, buffers_kept, buffers_of
+from profiler.checking.state import changed_names, state_kept, state_of
+from profiler.checking.subject import Subject
 
 
 def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
@@ -33,23 +34,23 @@ def frozen_statistics(subject: Subject) -> Iterator[None]:
         yield
         return
     with ExitStack() as stack:
-        stack.enter_context(buffers_kept(subject.model))
+        stack.enter_context(state_kept(subject.model))
         for layer in layers:
             stack.callback(_layer_state(layer))
-            _take_statistics(layer)
-        subject.forward(range(subject.samples), keep_buffers=False)
+            _take_statistics(layer, subject.passes.device)
+        subject.forward(range(subject.samples), keep_state=False)
         for layer in layers:
             layer.training = False
         yield
 
 
-def _take_statistics(layer: _BatchNorm) -> None:
+def _take_statistics(layer: _BatchNorm, device: torch.device) -> None:
     """Let the next forward replace the running statistics by its batch's."""
     layer.training, layer.momentum, layer.track_running_stats = True, 1.0, True
     if layer.running_mean is None or layer.running_var is None:
-        like = next(layer.parameters(), torch.zeros(()))
-        layer.running_mean = torch.zeros(layer.num_features, dtype=like.dtype, device=like.device)
-        layer.running_var = torch.ones(layer.num_features, dtype=like.dtype, device=like.device)
+        dtype = next((parameter.dtype for parameter in layer.parameters()), None)
+        layer.running_mean = torch.zeros(layer.num_features, dtype=dtype, device=device)
+        layer.running_var = torch.ones(layer.num_features, dtype=dtype, device=device)
 
 
 def _layer_state(layer: _BatchNorm) -> Callable[[], None]:
@@ -64,16 +65,12 @@ def _layer_state(layer: _BatchNorm) -> Callable[[], None]:
 
 
 def keeping_state(subject: Subject) -> tuple[str, ...]:
-    """The modules whose buffers a forward changes, by qualified name, but for those of `batch_norms`."""
+    """The modules whose buffers or parameters a forward changes, by qualified name, but for those of `batch_norms`."""
     known = set(batch_norms(subject.model))
-    with buffers_kept(subject.model):
-        before = buffers_of(subject.model)
-        subject.forward(range(subject.samples), keep_buffers=False)
-        changed = [
-            name.rpartition(".")[0]
-            for name, buffer in subject.model.named_buffers()
-            if name in before and not torch.equal(buffer, before[name])
-        ]
+    before = state_of(subject.model)
+    with state_kept(subject.model):
+        subject.forward(range(subject.samples), keep_state=False)
+        changed = [name.rpartition(".")[0] for name in changed_names(subject.model, before)]
     return tuple(name for name in dict.fromkeys(changed) if name not in known)
 
 

@@ -10,7 +10,8 @@ import torch
 
 from profiler.batches import DatasetBatches, tensors_of, to_device
 from profiler.checking.decomposition import places_of
-from profiler.checking.subject import Subject, in_precision_of, tried
+from profiler.checking.state import batch_in_float64
+from profiler.checking.subject import Subject, tried
 from profiler.checking.ways import Split, reference_of, way_of_parts
 from profiler.equivalence import Way
 from profiler.outcomes import Strategy
@@ -28,7 +29,8 @@ def collated_apart(
     device = subject.passes.device
 
     def made(places: Sequence[int]) -> Any:
-        return in_precision_of(subject, to_device(make_batch.of(places), device))
+        batch = to_device(make_batch.of(places), device)
+        return batch_in_float64(batch) if subject.precision == "fp64" else batch
 
     again = tried(partial(made, range(subject.samples)), device.type)
     apart = [tried(partial(made, places), device.type) for places in places_of(sizes)]

@@ -10,21 +10,24 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from profiler.batches import map_tensors
 from profiler.checking.draws import FixedDraws, InFloat64, seed_everything
-from profiler.checking.gradients import Gradients, gradients_of, norm, sketch
+from profiler.checking.gradients import Gradients, distance, gradients_of, norm, sketch
+from profiler.checking.state import default_dtype, state_kept
 from profiler.devices.out_of_memory import Failure, Verdict, classify
 from profiler.errors import MicrobatchError
-from profiler.nests import slice_nest
+from profiler.nests import length_of, map_leaves, slice_nest
 from profiler.outcomes import Strategy
 from profiler.steps import GRADIENT, Passes
 
 T = TypeVar("T")
 
-# Rounding may move a gradient by this many units in the last place, relative to what its samples contribute. The deepest
-# models tried stay well below (benchmarks/LOG.md); what breaks the identity moves it by a thousandth and more.
-ROUNDING_UNITS = {"fp64": 2.0**14, "fp32": 2.0**12, "tf32": 2.0**3, "fp16": 2.0**3, "bf16": 2.0**3}
-UNIT = {"fp64": 2.0**-52, "fp32": 2.0**-23, "tf32": 2.0**-10, "fp16": 2.0**-10, "bf16": 2.0**-7}
+# What rounding may move a gradient by, relative to what its samples contribute: in fp64, and in units of the last place of
+# other types, the least and the most. Between them it is measured, for ReLUs that switch make it a hundred times larger in
+# one model than in another (benchmarks/LOG.md). What breaks the identity moves gradients by a thousandth and more.
+FP64_ROUNDING = 2.0**-38
+ROUNDING_UNITS = {"fp32": (2.0**5, 2.0**12), "tf32": (1.0, 8.0), "fp16": (1.0, 8.0), "bf16": (1.0, 8.0)}
+UNIT = {"fp32": 2.0**-23, "tf32": 2.0**-10, "fp16": 2.0**-10, "bf16": 2.0**-7}
+MARGIN = 8.0
 # In fp64, what is below eight units of fp32 is equal for training in fp32 or coarser: weights that fp32 has summed, or a
 # mean that is guarded by a small constant, are right, and not exact.
 NEARLY = 2.0**-20
@@ -52,7 +55,7 @@ class Total:
 class Subject:
     """A model and its loss on a device, the checked batch there, and the precision in which they are run.
 
-    samples: how many the batch holds. before_forward: called before each forward, to put back what it is not to see.
+    samples: how many the batch holds. rounding: as `measure_rounding` gives it, for other precisions than fp64. before_forward: called before each forward, to put back what it is not to see.
     before_part: called with the places of the samples that are run by themselves next.
     draws: what random numbers are replaced by.
     """
@@ -62,6 +65,7 @@ class Subject:
     batch: Any
     samples: int
     precision: str
+    rounding: float = 0.0
     before_forward: tuple[Callable[[], None], ...] = ()
     before_part: Callable[[Sequence[int]], None] = lambda places: None
     draws: FixedDraws = field(default_factory=FixedDraws)
@@ -69,20 +73,38 @@ class Subject:
     @property
     def exact(self) -> float:
         """What rounding may move a gradient by, relative to what its samples contribute."""
-        return ROUNDING_UNITS[self.precision] * UNIT[self.precision]
+        if self.precision == "fp64":
+            return FP64_ROUNDING
+        least, most = (units * UNIT[self.precision] for units in ROUNDING_UNITS[self.precision])
+        return min(max(least, MARGIN * self.rounding), most)
 
     @property
     def tolerance(self) -> float:
         """What a gradient may differ by and still be the same to training, likewise."""
         return max(self.exact, NEARLY)
 
+    def is_steady(self) -> bool:
+        """Whether the whole batch has the same loss twice, from the same start."""
+        samples = range(self.samples)
+        once, again = self.forward(samples), self.forward(samples)
+        return abs(once - again) <= self.tolerance * (abs(once) + abs(again))
+
+    def measure_rounding(self) -> float:
+        """How far the same samples in reverse order move the whole gradient, relative to its norm."""
+        samples = range(self.samples)
+        forth, back = (
+            self.total(Strategy.WHOLE_BATCH, [(self.take(order), 1.0)]) for order in (samples, samples[::-1])
+        )
+        length = norm(forth.gradients)
+        return distance(forth.gradients, back.gradients) / length if length else 0.0
+
     def take(self, samples: Sequence[int]) -> Any:
         """The batch of those samples, in that order."""
         start, stop = samples[0], samples[-1] + 1
         if list(samples) == list(range(start, stop)):
             return slice_nest(self.batch, start, stop, self.samples)
-        index = torch.tensor(samples, device=self.passes.device)
-        return map_tensors(lambda t: t[index] if t.dim() and t.shape[0] == self.samples else t, self.batch)
+        index = list(samples)
+        return map_leaves(lambda leaf: leaf[index] if length_of(leaf) == self.samples else leaf, self.batch)
 
     def total(self, strategy: Strategy, parts: Sequence[tuple[Any, float]]) -> Total:
         """The gradient of the weighted parts, computed as training with that strategy would, from the model as it was."""
@@ -102,18 +124,18 @@ class Subject:
             norm=norm(total.gradients),
         )
 
-    def forward(self, samples: Sequence[int], *, keep_buffers: bool = True) -> None:
-        """One forward of those samples, for what it does to buffers and what hooks see of it."""
+    def forward(self, samples: Sequence[int], *, keep_state: bool = True) -> float:
+        """The loss of those samples by a forward alone; also for what it does to the model's state, and what hooks see."""
         self.before_part(samples)
-        with self._computing(keep_buffers=keep_buffers):
-            self._passes().forward(self.take(samples))
+        with self._computing(keep_state=keep_state):
+            return float(self._passes().forward(self.take(samples)).detach())
 
     @contextmanager
-    def _computing(self, *, keep_buffers: bool = True) -> Iterator[None]:
-        """Without gradients at the start, with buffers put back at the end, draws fixed, and in fp64 where that is due."""
+    def _computing(self, *, keep_state: bool = True) -> Iterator[None]:
+        """Without gradients at the start, with the model's state put back at the end, draws fixed, and in fp64 where that is due."""
         with ExitStack() as stack:
-            if keep_buffers:
-                stack.enter_context(buffers_kept(self.model))
+            if keep_state:
+                stack.enter_context(state_kept(self.model))
             self.model.zero_grad(set_to_none=True)
             if self.precision == "fp64":
                 stack.enter_context(default_dtype(torch.float64))
@@ -149,63 +171,3 @@ def tried(run: Callable[[], T], device_type: str) -> T | str:
             raise
         text = next(iter(str(error).strip().splitlines()), "")
         return text if isinstance(error, MicrobatchError) else f"{type(error).__name__}: {text}"
-
-
-def buffers_of(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of all buffers, by qualified name."""
-    return {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
-
-
-def put_buffers(model: nn.Module, buffers: dict[str, Tensor]) -> None:
-    """Give the buffers back what they held."""
-    with torch.no_grad():
-        for name, buffer in model.named_buffers():
-            if name in buffers and buffer.shape == buffers[name].shape:
-                buffer.copy_(buffers[name])
-
-
-@contextmanager
-def buffers_kept(model: nn.Module) -> Iterator[None]:
-    """At the end of the block the model's buffers hold what they held before."""
-    before = buffers_of(model)
-    try:
-        yield
-    finally:
-        put_buffers(model, before)
-
-
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Another default type of torch, inside the block."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-@contextmanager
-def in_float64(model: nn.Module, batch: Any) -> Iterator[Any]:
-    """The model in fp64 inside the block, in place, so that hooks on its parameters stay; gives the batch in fp64."""
-    tensors = [(tensor, tensor.data) for tensor in model.parameters()]
-    buffers = [(module._buffers, dict(module._buffers)) for module in model.modules()]
-    model.zero_grad(set_to_none=True)
-    try:
-        model.double()
-        yield _doubled(batch)
-    finally:
-        model.zero_grad(set_to_none=True)
-        for tensor, data in tensors:
-            tensor.data = data
-        for now, before in buffers:
-            now.update(before)
-
-
-def in_precision_of(subject: Subject, batch: Any) -> Any:
-    """Another batch in the type that the subject's own is in."""
-    return _doubled(batch) if subject.precision == "fp64" else batch
-
-
-def _doubled(batch: Any) -> Any:
-    return map_tensors(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor, batch)

@@ -44,7 +44,8 @@ def splits_of(samples: int, least: int, *, thorough: bool = True) -> tuple[Split
 
     16 samples are split as 4 x 4, 3 x 5 + 1 and 16 x 1.
     """
-    equal = split(samples, max(2, least_steps(samples, max(4, samples // 8, least))))[0]
+    steps = least_steps(samples, max(4, samples // 8))
+    equal = split(samples, min(max(2, steps), samples // least))[0]
     third = (samples - 1) // 3
     unequal: Split = (third, third, third, samples - 3 * third)
     if min(unequal) < least or len(set(unequal)) == 1:

@@ -8,11 +8,18 @@ from dataclasses import replace
 from profiler.checking.advice import advice
 from profiler.checking.causes import Cause, Kind
 from profiler.checking.facts import NUMPY, PYTHON, Facts, listed
-from profiler.checking.subject import NEARLY, ROUNDING_UNITS, UNIT
+from profiler.checking.subject import FP64_ROUNDING, NEARLY
 from profiler.equivalence import Decomposition, Equivalence, Way
 
 # Above what fp64 rounds, whatever the parts contribute to the gradient.
-EXACT = 16 * ROUNDING_UNITS["fp64"] * UNIT["fp64"]
+EXACT = 16 * FP64_ROUNDING
+
+
+PLURAL = {
+    Kind.BATCH_NORM: "normalise each micro-batch by itself",
+    Kind.STATE: "change their state at every forward",
+    Kind.MIXING: "let the samples of a batch see each other",
+}
 
 
 def in_words(facts: Facts) -> Equivalence:
@@ -55,7 +62,9 @@ def _short(facts: Facts, breaking: tuple[Cause, ...]) -> Iterator[str]:
         yield _short_of(cause, alone=len(breaking) == 1 and not wrong_loss)
     if wrong_loss and not facts.hidden:
         yield _short_of_loss(facts)
-    if facts.found.decomposes is Decomposition.NO and facts.other_draws:
+    if facts.doubtful and not facts.steady:
+        yield "two runs of the same batch differ already"
+    elif facts.doubtful:
         yield f"or for random numbers from {' and '.join(facts.other_draws)} alone"
 
 
@@ -69,7 +78,8 @@ def _short_of(cause: Cause, *, alone: bool) -> str:
         return f"hooks on {count} parameter{_s(count)} change each micro-batch's gradient, as clipping per part does"
     if cause.kind is Kind.STATE:
         return f"{listed(cause.names)} change{'' if count > 1 else 's'} state at every forward, so that later parts see another model"
-    return f"{listed(cause.names)} let{'' if count > 1 else 's'} the samples of a micro-batch see each other"
+    named = f"the model itself ({cause.names[0]})" if cause.is_model else listed(cause.names)
+    return f"{named} let{'' if count > 1 else 's'} the samples of a micro-batch see each other"
 
 
 def _short_of_loss(facts: Facts) -> str:
@@ -110,11 +120,16 @@ def _reasons(facts: Facts, breaking: tuple[Cause, ...]) -> Iterator[str]:
 
 
 def _what_it_does(cause: Cause) -> str:
-    classes = ", ".join(cause.classes) or _layers(len(cause.names), "parameter")
-    return f"{listed(cause.names)} ({classes}): {cause.kind.value}{_measured(cause)}."
+    if cause.kind is Kind.HOOKS:
+        return f"{cause.kind.value} of {listed(cause.names)}{_measured(cause)}."
+    classes = ", ".join(cause.classes)
+    named = "the model itself" if cause.is_model else listed(cause.names)
+    return f"{named} ({classes}) {cause.kind.value if len(cause.names) == 1 else PLURAL[cause.kind]}{_measured(cause)}."
 
 
 def _how_it_decomposes(facts: Facts) -> str:
+    if facts.hidden and not facts.steady:
+        return "whether the loss decomposes cannot be seen, for the same batch has another loss in a second run."
     if facts.hidden:
         return "whether the loss decomposes cannot be seen behind modules that let samples see each other."
     behind = "behind that, with its output held at the whole batch's, " if facts.mixed else ""
@@ -156,7 +171,7 @@ def _notes(facts: Facts, *, equal: bool) -> Iterator[str]:
         yield f"not every micro-batch size runs; {facts.too_small}."
     for cause in facts.causes:
         if cause.kind is Kind.STATE and not cause.breaks:
-            yield f"{listed(cause.names)} keeps running state, which is updated once for every micro-batch."
+            yield f"{listed(cause.names)} {'keeps' if len(cause.names) == 1 else 'keep'} running state, which is updated once for every micro-batch."
     if facts.padded is not None:
         yield _about_padding(facts.padded)
     if facts.shows_no_padding and not facts.declares and facts.found.decomposes is Decomposition.SAMPLES:

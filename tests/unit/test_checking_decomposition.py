@@ -182,7 +182,7 @@ WEIGHTED = {
     "weights of classes": Case(
         loss=by_class_weights,
         batch=class_batch,
-        count="class_weights[batch[1]].sum(), where class_weights, relative to the smallest, are 0: 1, 1: 2, 2: 5",
+        count="class_weights[batch[1]].sum(), with the class weights 0: 1, 1: 2, 2: 5 (relative to the smallest)",
         model=mlp,
         names={"class_weights": CLASS_WEIGHTS},
     ),
@@ -190,7 +190,7 @@ WEIGHTED = {
         loss=by_class_weights,
         batch=partly_labelled_batch,
         count="class_weights[batch[1][(batch[1] != -100)]].sum(), "
-        "where class_weights, relative to the smallest, are -100: 0, 0: 1, 1: 2, 2: 5",
+        "with the class weights -100: 0, 0: 1, 1: 2, 2: 5 (relative to the smallest)",
         model=mlp,
         names={"class_weights": CLASS_WEIGHTS},
     ),
@@ -198,14 +198,14 @@ WEIGHTED = {
         loss=by_word_weights,
         batch=token_batch,
         count="class_weights[batch['words']].sum(), "
-        "where class_weights, relative to the smallest, are 0: 2, 1: 1, 2: 4, 3: 2, 4: 7, 5: 1, 6: 4",
+        "with the class weights 0: 2, 1: 1, 2: 4, 3: 2, 4: 7, 5: 1, 6: 4 (relative to the smallest)",
         names={"class_weights": WORD_WEIGHTS},
     ),
     "weights of tags, some ignored": Case(
         loss=by_tag_weights,
         batch=tag_batch,
         count="class_weights[batch['tags'][(batch['tags'] != -100)]].sum(), "
-        "where class_weights, relative to the smallest, are -100: 0, 0: 1, 1: 2, 2: 5",
+        "with the class weights -100: 0, 0: 1, 1: 2, 2: 5 (relative to the smallest)",
         names={"class_weights": CLASS_WEIGHTS},
     ),
 }

@@ -36,7 +36,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from profiler.checking.draws import _EXPECTED, FixedDraws
-from profiler.checking.subject import default_dtype
+from profiler.checking.state import default_dtype
 from profiler.equivalence import Decomposition
 
 LENGTH, WIDTH = 5, 8
@@ -87,6 +87,10 @@ EXPECTED: dict[str, tuple[Callable[[], Tensor], Tensor]] = {
     "randint_like": (lambda: torch.randint_like(NUMBERS, 9), torch.full((2, 3), 4.0)),
     "randperm": (lambda: torch.randperm(4), torch.tensor([3, 2, 1, 0])),
     "multinomial": (lambda: torch.multinomial(SHARES, 2), torch.tensor([[1, 2], [0, 2]])),
+    "poisson": (lambda: torch.poisson(2 * SHARES), 2 * SHARES),
+    "_standard_gamma": (lambda: ops._standard_gamma(SHARES), SHARES),
+    "_sample_dirichlet": (lambda: ops._sample_dirichlet(3 * SHARES), SHARES),
+    "binomial": (lambda: torch.binomial(torch.full((2, 3), 8.0), SHARES), 8 * SHARES),
     "native_dropout": (lambda: torch.native_dropout(NUMBERS, 0.5, True)[0], NUMBERS),
     "rrelu_with_noise": (lambda: functional.rrelu(NUMBERS, training=True), LEAKY),
     "rrelu_with_noise_": (lambda: functional.rrelu(NUMBERS.clone(), training=True, inplace=True), LEAKY),
@@ -448,7 +452,7 @@ def test_what_draws_is_said_to_be_switched_off() -> None:
     equivalence = checked(nn.Sequential(nn.Dropout(0.5), mlp(1)), regression_batch(), squared_error)
 
     assert any(
-        reason.startswith("random numbers are drawn in 0: each micro-batch draws its own. They were switched off")
+        reason.startswith("random numbers are drawn in '0': each micro-batch draws its own. They were switched off")
         for reason in equivalence.reasons
     )
 

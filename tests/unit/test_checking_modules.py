@@ -151,7 +151,9 @@ def test_many_batch_norms_are_counted() -> None:
 
     assert "(6 layers); equal with their statistics frozen" in equivalence.verdict
     assert equivalence.modules == tuple(layers)
-    assert any("norm0, norm1, norm2, norm3 and 2 more (BatchNorm2d)" in reason for reason in equivalence.reasons)
+    assert any(
+        "'norm0', 'norm1', 'norm2', 'norm3' and 2 more (BatchNorm2d)" in reason for reason in equivalence.reasons
+    )
 
 
 @pytest.mark.parametrize("name", BATCH_NORMS)
@@ -263,14 +265,14 @@ def test_instance_norm_with_running_statistics_is_equal_and_noted() -> None:
     equivalence = checked(around_images(norm), image_batch(), squared_error)
 
     assert (equivalence.verdict, equivalence.modules) == ("equal", ())
-    assert equivalence.notes == ("norm keeps running state, which is updated once for every micro-batch.",)
+    assert equivalence.notes == ("'norm' keeps running state, which is updated once for every micro-batch.",)
 
 
 def test_a_buffer_that_changes_no_output_is_equal_and_noted() -> None:
     equivalence = checked(named(memory=Memory(), last=nn.Linear(FEATURES, 1)), regression_batch(), squared_error)
 
     assert equivalence.verdict == "equal"
-    assert equivalence.notes == ("memory keeps running state, which is updated once for every micro-batch.",)
+    assert equivalence.notes == ("'memory' keeps running state, which is updated once for every micro-batch.",)
 
 
 MIXING: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
@@ -295,8 +297,8 @@ def test_a_module_that_mixes_samples_is_named_and_only_the_innermost(name: str) 
     equivalence = checked(build(), regression_batch(), squared_error)
 
     assert equivalence.modules == (module,)
-    assert equivalence.verdict == f"not equal: {module} lets the samples of a micro-batch see each other"
-    assert f"{module} ({class_name}): lets samples of a batch see each other." in equivalence.reasons
+    assert equivalence.verdict == f"not equal: '{module}' lets the samples of a micro-batch see each other"
+    assert f"'{module}' ({class_name}) lets the samples of a batch see each other." in equivalence.reasons
     assert equivalence.decomposes is Decomposition.SAMPLES
 
 
@@ -374,7 +376,7 @@ def test_a_module_whose_state_changes_at_every_forward_is_named(name: str) -> No
 
     assert equivalence.modules == (module,)
     assert equivalence.verdict == (
-        f"not equal: {module} changes state at every forward, so that later parts see another model"
+        f"not equal: '{module}' changes state at every forward, so that later parts see another model"
     )
     assert equivalence.decomposes is Decomposition.SAMPLES
     assert frozen_deviation(equivalence) < 1e-12

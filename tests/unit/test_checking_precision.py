@@ -290,7 +290,7 @@ def contrastive(model: nn.Module, batch: Any) -> Any:
             class_batch,
             by_class_weights,
             "weighted",
-            "class_weights[batch[1]].sum(), where class_weights, relative to the smallest, are 0: 1, 1: 2, 2: 5",
+            "class_weights[batch[1]].sum(), with the class weights 0: 1, 1: 2, 2: 5 (relative to the smallest)",
         ),
     ],
     ids=["samples", "sum", "no", "items", "weighted"],
