@@ -229,7 +229,7 @@ def _plan(
         headroom=options.headroom,
         equal=options.equal,
         prefer_equal=prober.compiled,
-        equivalence=equivalence.verdict if equivalence is not None else None,
+        equivalence=equivalence,
     )
     try:
         return make_plan(prober, finding, goal)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 from profiler.curve import line_through_last
+from profiler.equivalence import Decomposition, Equivalence
 from profiler.errors import NothingFits
 from profiler.events import Noted, Planned
 from profiler.finder import ladder
@@ -46,7 +47,7 @@ class Goal:
     headroom: float
     equal: bool
     prefer_equal: bool
-    equivalence: str | None = None
+    equivalence: Equivalence | None = None
 
 
 def time_ladder(prober: Prober, largest: int) -> None:
@@ -85,10 +86,10 @@ def make_plan(prober: Prober, finding: Finding, goal: Goal) -> AccumulationPlan:
             effective_batch_size=goal.effective_batch_size,
             replicas=chosen.replicas,
             reason=reason,
-            notes=(*failures, *_advice(goal, chosen, safe_size)),
+            notes=(*failures, *_advice(goal, chosen, safe_size), *_on_weights(goal.equivalence)),
             predicted_peak_bytes=chosen.peak_bytes,
             predicted_step_seconds=chosen.step_seconds,
-            equivalence=goal.equivalence,
+            equivalence=goal.equivalence.verdict if goal.equivalence is not None else None,
         )
         verified = _verified(prober, plan)
         if isinstance(verified, AccumulationPlan):
@@ -217,6 +218,17 @@ def _disagreement(predicted: float | None, measured: float | None) -> list[str]:
     return [
         f"a step of the plan took {format_seconds(measured)}, and its parts, timed by themselves, add up to "
         f"{format_seconds(predicted)}: the first is what training takes; for the choice, probe again on a quiet machine."
+    ]
+
+
+def _on_weights(equivalence: Equivalence | None) -> list[str]:
+    """That the plan's weights, shares of samples, are not the loss's, where it averages over something else."""
+    if equivalence is None or equivalence.decomposes not in (Decomposition.ITEMS, Decomposition.WEIGHTED):
+        return []
+    return [
+        "the loss does not average over samples, so a micro-batch's weight is its share of what it averages over, which is "
+        "known with each batch: accumulate, plan.split and plan.windows count it by loss_items. The weights above are shares "
+        "of samples."
     ]
 
 
