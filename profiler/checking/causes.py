@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from profiler.checking.decomposition import Counter, Found, Measured, decompose, places_of
 from profiler.checking.holding import held
@@ -152,6 +152,10 @@ def _deviation(subject: Subject, sizes: Split, found: Found) -> Way | None:
 @contextmanager
 def _quiet(subject: Subject, *off: Kind) -> Iterator[Subject]:
     """The subject with those kinds of causes switched off."""
+    if not off:
+        yield subject
+        return
+    changes: dict[str, Any] = {}
     with ExitStack() as stack:
         if Kind.BATCH_NORM in off:
             stack.enter_context(frozen_statistics(subject))
@@ -159,8 +163,8 @@ def _quiet(subject: Subject, *off: Kind) -> Iterator[Subject]:
             stack.enter_context(without_hooks(subject.model))
         if Kind.STATE in off:
             before = state_of(subject.model)
-            subject = replace(subject, before_forward=(lambda: put_state(subject.model, before),))
-        yield subject
+            changes = {"before_forward": (lambda: put_state(subject.model, before),)}
+        yield subject.altered(**changes)
 
 
 def _measured(subject: Subject, splits: tuple[Split, ...]) -> Measured:

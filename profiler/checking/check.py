@@ -102,7 +102,7 @@ def _subject(training: Training, samples: int) -> Subject:
         precision=_precision(model, training.workload.precision),
     )
     measured = tried(subject.measure_rounding, passes.device.type) if subject.precision != "fp64" else 0.0
-    return replace(subject, rounding=inf if isinstance(measured, str) else measured)
+    return subject.altered(rounding=inf if isinstance(measured, str) else measured)
 
 
 def _uncompiled(model: nn.Module) -> nn.Module:
@@ -147,7 +147,7 @@ def _drawing(subject: Subject) -> tuple[str, ...]:
     """The modules that draw random numbers in a forward, and other sources that change in it."""
     numpy = sys.modules.get("numpy")
     with module_names(subject.model) as where:
-        watched = replace(subject, draws=FixedDraws(where), before_forward=(lambda: states.append(_states()),))
+        watched = subject.altered(draws=FixedDraws(where), before_forward=(lambda: states.append(_states()),))
         states: list[tuple[object, ...]] = []
         watched.forward(range(subject.samples))
     names = list(watched.draws.drew)
@@ -188,7 +188,7 @@ def _exact(subject: Subject, stack: ExitStack) -> tuple[Subject, str]:
         try:
             trial.enter_context(in_float64([subject.model, *modules_in(subject.passes.loss)]))
             passes = replace(subject.passes, autocast_dtype=None)
-            exact = replace(subject, batch=batch_in_float64(subject.batch), passes=passes, precision="fp64")
+            exact = subject.altered(batch=batch_in_float64(subject.batch), passes=passes, precision="fp64")
             whole = exact.part(range(subject.samples))
             why = "" if isfinite(whole.loss) else "its loss is not a number there"
         except Exception as error:  # a type that a kernel does not have, memory for twice the bytes: all say no

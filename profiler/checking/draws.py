@@ -202,9 +202,8 @@ def _promoted(value: Any) -> Any:
     return value
 
 
-def seed_everything() -> None:
-    """Begin every source of random numbers at the same place: torch's, Python's and NumPy's."""
-    torch.manual_seed(SEED)
+def seed_others() -> None:
+    """Begin Python's and NumPy's random numbers at the same place; torch's are fixed by `FixedDraws`."""
     random.seed(SEED)
     numpy = sys.modules.get("numpy")
     if numpy is not None:

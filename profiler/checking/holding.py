@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -46,7 +45,7 @@ def held(subject: Subject, names: Sequence[str]) -> Iterator[Subject]:
     hooks = [modules[name].register_forward_hook(hold(name)) for name in names]
     try:
         subject.forward(everything)
-        yield replace(subject, before_part=prepare)
+        yield subject.altered(before_part=prepare)
     finally:
         for hook in hooks:
             hook.remove()

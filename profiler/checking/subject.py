@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from profiler.checking.draws import FixedDraws, InFloat64, seed_everything
+from profiler.checking.draws import FixedDraws, InFloat64, seed_others
 from profiler.checking.gradients import Gradients, distance, gradients_of, norm, sketch
 from profiler.checking.state import default_dtype, state_kept
 from profiler.devices.out_of_memory import Failure, Verdict, classify
@@ -57,7 +57,7 @@ class Subject:
 
     samples: how many the batch holds. rounding: as `measure_rounding` gives it, for other precisions than fp64. before_forward: called before each forward, to put back what it is not to see.
     before_part: called with the places of the samples that are run by themselves next.
-    draws: what random numbers are replaced by.
+    draws: what random numbers are replaced by. known: parts that were run by themselves already.
     """
 
     passes: Passes
@@ -69,6 +69,7 @@ class Subject:
     before_forward: tuple[Callable[[], None], ...] = ()
     before_part: Callable[[Sequence[int]], None] = lambda places: None
     draws: FixedDraws = field(default_factory=FixedDraws)
+    known: dict[tuple[int, ...], Part] = field(default_factory=dict)
 
     @property
     def exact(self) -> float:
@@ -112,8 +113,18 @@ class Subject:
             loss = GRADIENT[strategy](self._passes(), parts)
         return Total(loss=float(loss), gradients=gradients_of(self.model))
 
+    def altered(self, **changes: Any) -> Subject:
+        """The subject under other conditions, of which nothing is known yet."""
+        return replace(self, known={}, **changes)
+
     def part(self, samples: Sequence[int]) -> Part:
-        """Those samples by themselves."""
+        """Those samples by themselves; run once."""
+        key = tuple(samples)
+        if key not in self.known:
+            self.known[key] = self._part(samples)
+        return self.known[key]
+
+    def _part(self, samples: Sequence[int]) -> Part:
         self.before_part(samples)
         total = self.total(Strategy.WHOLE_BATCH, [(self.take(samples), 1.0)])
         lengths = [parameter.numel() * (2 if parameter.is_complex() else 1) for parameter in self.model.parameters()]
@@ -148,7 +159,7 @@ class Subject:
 
         def loss(model: nn.Module, batch: Any) -> Tensor:
             # The same numbers for each part: a draw that one part alone has made must not shift the next part's.
-            seed_everything()
+            seed_others()
             for prepare in self.before_forward:
                 prepare()
             return passes.loss(model, batch)

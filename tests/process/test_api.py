@@ -819,7 +819,7 @@ def test_a_probe_checks_as_many_samples_as_fit_and_are_wanted_but_two(
     assert report.plan is None or report.plan.equivalence == EQUIVALENCE.verdict
 
 
-def test_a_large_micro_batch_is_checked_on_eight_samples(kept_servers: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_micro_batch_is_checked_on_four_samples(kept_servers: None, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
 
     def check(prober: Prober, size: int, *, thorough: bool) -> Equivalence:
@@ -829,7 +829,7 @@ def test_a_large_micro_batch_is_checked_on_eight_samples(kept_servers: None, mon
     monkeypatch.setattr(Prober, "check", check)
     probe(even(loss=squares), Options(device="cpu", memory_limit=64 * MIB, ceiling=16), comparison=False)
 
-    assert asked == [8]
+    assert asked == [4]
 
 
 @pytest.mark.parametrize(

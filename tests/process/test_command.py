@@ -175,7 +175,7 @@ def test_all_three_strategies_are_compared_at_the_micro_batch_of_the_plan(docume
 def test_a_few_samples_are_checked_and_the_plan_says_what_came_of_it(runs: Runs, document: dict[str, Any]) -> None:
     checked = document["equivalence"]
     assert (checked["equal"], checked["verdict"]) == (True, "equal")
-    assert checked["batch_size"] == min(8, document["largest_fit"], 40)
+    assert checked["batch_size"] == min(4, document["largest_fit"], 40)
     assert document["plan"]["equivalence"] == checked["verdict"]
     assert json.loads((runs["full"].folder / "run" / "plan.json").read_text())["equivalence"] == checked
     lines = (runs["full"].folder / "run" / "records.jsonl").read_text().splitlines()
