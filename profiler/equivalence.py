@@ -31,9 +31,9 @@ class Way:
 
     split: samples of each part, in order. precision: "fp64", or the one that the workload trains in.
     loss: of the whole batch by this way. parameter_sum: of all parameters after a step of SGD with learning rate 0.001.
-    gradient_difference: the norm of the difference of the two gradients over all parameters, relative to the summed
-    norms of what the samples contribute. bound: what rounding allows it to be. Where the way could not be run, numbers
-    are None and `why` says what happened.
+    gradient_difference: the norm of the difference of the two gradients over all parameters, relative to the norm of the
+    whole batch's. bound: what it may be and still be the same to training, likewise; no parameter's may be more beside what
+    its own parts contribute. Where the way could not be run, numbers are None and `why` says what happened.
     """
 
     strategy: Strategy

@@ -18,7 +18,7 @@ from profiler.parts import Count, Share, Split, check_functions, count_items, cu
 from profiler.plan import AccumulationPlan
 from profiler.replicas import Replicas
 from profiler.steps import Passes, accumulation, autocast_dtype
-from profiler.workload import Workload
+from profiler.workload import SupervisedLoss, Workload
 
 Loss = Callable[[nn.Module, Any], Tensor]
 Synchronize = Literal["last", "every"]
@@ -27,7 +27,7 @@ Synchronize = Literal["last", "every"]
 def accumulate(
     model: nn.Module,
     batch: Any,
-    workload_or_loss: Workload | Loss,
+    workload_or_loss: Workload | Loss | nn.Module,
     plan: AccumulationPlan,
     *,
     scaler: torch.amp.GradScaler | None = None,
@@ -54,7 +54,9 @@ def accumulate(
     model: as it is trained: compiled, or wrapped by DistributedDataParallel or either FSDP.
     batch, loss_items, split, samples: as in `AccumulationPlan.split`.
     workload_or_loss: a Workload, for its loss, loss_items and precision (tf32, a switch of torch's own, is left as it is);
-        or a function `loss(model, batch)`, averaged over `loss_items(batch)` items and run in the caller's autocast.
+        or a function `loss(model, batch)`, averaged over `loss_items(batch)` items and run in the caller's autocast; or a
+        torch.nn.Module, such as CrossEntropyLoss(), for `module(model(inputs), targets)` of batches (inputs, targets), the
+        rest as for a function.
     synchronize: "last" holds the reduction of gradients over replicas back until the last part. "every" reduces those of
         each part, for FSDP, which then keeps shards of them instead of whole ones.
     process_group: the replicas, where the wrapper does not say which they are; gradients must be averaged over them.
@@ -69,6 +71,10 @@ def accumulate(
     Raises UsageError for arguments that do not fit each other, WorkloadError for a loss or counts that cannot be right.
     Gradients are incomplete after an error: zero them.
     """
+    if not isinstance(plan, AccumulationPlan):
+        raise UsageError(
+            f"the plan is a {type(plan).__name__}: pass an AccumulationPlan, such as find_accumulation_plan returns."
+        )
     objective = _Objective.of(workload_or_loss, loss_items, scaler)
     check_functions(loss_items=loss_items, split=split, samples=samples)
     if synchronize not in get_args(Synchronize):
@@ -114,9 +120,11 @@ class _Objective:
         if not isinstance(given, Workload):
             if not callable(given):
                 raise UsageError(
-                    f"the loss is a {type(given).__name__}: pass a Workload, or a function loss(model, batch)."
+                    f"the loss is a {type(given).__name__}: pass a Workload, a function loss(model, batch), or a criterion, "
+                    "a torch.nn.Module of outputs and targets."
                 )
-            return cls(loss=given, loss_items=loss_items)
+            loss = SupervisedLoss(criterion=given) if isinstance(given, nn.Module) else given
+            return cls(loss=loss, loss_items=loss_items)
         if loss_items is not None:
             raise UsageError("a Workload counts its own loss items: pass Workload(loss_items=...), or its loss alone.")
         if given.precision == "fp16" and (scaler is None or not scaler.is_enabled()):

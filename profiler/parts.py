@@ -9,7 +9,7 @@ from itertools import accumulate
 from typing import Any
 
 from profiler.errors import UsageError, WorkloadError
-from profiler.nests import leaves_of, length_of, samples_in, slice_nest
+from profiler.nests import can_be_sliced, samples_in, slice_nest
 
 # Of a batch, how many samples or loss items it has; of a batch and sizes, its parts; of a number here, its sum over replicas.
 Count = Callable[[Any], Any]
@@ -97,17 +97,19 @@ def cut(
 ) -> tuple[list[Any], tuple[int, ...]]:
     """The parts of a batch, and how many samples each has; by slicing, or by the user's `split(batch, sizes)`.
 
-    Raises UsageError where the batch cannot be cut, WorkloadError where `split` gives another number of parts.
+    Raises UsageError where the batch cannot be cut, WorkloadError where `split` gives another number of parts, parts that
+    do not add up to the batch, or one that is larger than the plan's.
     """
     check_functions(split=split)
     count = count_samples(batch, samples)
     sizes = share.sizes_for(count)
     if split is not None:
-        return _parts_of(split(batch, sizes), sizes), sizes
-    if all(length_of(leaf) != count for leaf in leaves_of(batch)):
+        parts = _parts_of(split(batch, sizes), sizes)
+        return parts, _checked_sizes(parts, sizes, share, samples)
+    if not can_be_sliced(batch, count):
         raise UsageError(
-            f"the batch has {count} samples by its count, and no array with {count} along dimension 0 to be cut: pass "
-            "split, a function of the batch and sizes that returns its parts."
+            f"the batch has {count} samples by its count, and no array with {count} along dimension 0, and below its top "
+            f"no list of {count}, to be cut: pass split, a function of the batch and sizes that returns its parts."
         )
     stops = accumulate(sizes)
     return [slice_nest(batch, stop - size, stop, count) for size, stop in zip(sizes, stops, strict=True)], sizes
@@ -124,6 +126,27 @@ def _parts_of(returned: Any, sizes: tuple[int, ...]) -> list[Any]:
             f"{len(sizes)}."
         )
     return parts
+
+
+def _checked_sizes(
+    parts: Sequence[Any], asked: tuple[int, ...], share: Share, samples: Count | None
+) -> tuple[int, ...]:
+    """How many samples each of the user's parts has, where that can be counted; else what was asked for."""
+    sizes = tuple(
+        size if samples is None and samples_in(part) is None else count_samples(part, samples)
+        for part, size in zip(parts, asked, strict=True)
+    )
+    what = f"split was asked for parts of {list(asked)} samples and returned parts of {list(sizes)}"
+    advice = "return parts of the sizes that it is given" + (
+        " (they are counted along dimension 0 of their first array; to count otherwise, pass samples)."
+        if samples is None
+        else " (they are counted by samples)."
+    )
+    if sum(sizes) != sum(asked) or min(sizes) < 0:
+        raise WorkloadError(f"{what}, {sum(sizes)} in all, where the batch has {sum(asked)}: {advice}")
+    if max(sizes) > share.largest:
+        raise WorkloadError(f"{what}, and the plan was proved for up to {share.largest}: {advice}")
+    return sizes
 
 
 def count_items(parts: Sequence[Any], sizes: Sequence[int], loss_items: Count | None) -> list[float]:

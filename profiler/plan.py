@@ -108,11 +108,13 @@ class AccumulationPlan:
         """The parts of a batch, each with the weight of its averaged loss: its share of the items of the whole batch.
 
         batch: this replica's samples of one optimizer step, or fewer (an epoch's last): a nest (dict, list, tuple,
-            dataclass) whose arrays with samples along dimension 0 are sliced; all else goes into every part as it is.
+            dataclass). Sliced are arrays with the samples along dimension 0 and, below the top, lists of samples: a list
+            or plain tuple of one element for each, all of one type, whose arrays do not all have the samples along
+            dimension 0. Nothing in those elements is sliced. All else goes into every part as it is.
         loss_items: how many items the loss of a part averages over, as in `Workload`; None is its samples. All parts are
             counted before this returns, and one without items is left out: its loss is 0/0.
-        split: a function of the batch and sizes that returns the parts, for batches that are cut otherwise.
-        samples: how many samples a batch holds; None is dimension 0 of its first array.
+        split: a function of the batch and sizes that returns the parts, for batches that are cut otherwise, such as a list.
+        samples: how many samples a batch, or a part by `split`, holds; None is dimension 0 of its first array.
         replica: which of `replicas` this is.
         sum_over_replicas: a function that sums a number over the replicas. The weights then are shares of all replicas'
             items, times `replica_factor`. Without it, of samples, the other replicas have what the plan says, or are short
@@ -136,12 +138,12 @@ class AccumulationPlan:
     ) -> Iterator[tuple[Any, float, bool]]:
         """The micro-batches of `loader`, each with its weight and whether it is the last before `optimizer.step()`.
 
-        `accumulation_steps` of them are read and counted before the first of them is given; no more are read ahead. The
-        last window of an epoch may have fewer, with weights of its own. Weights, parts without items and the other
-        arguments are as in `split`; a window without any items gives nothing, and so no step.
+        `accumulation_steps` of them are read and counted before the first of them is given; no more are read ahead. Only
+        the last window of an epoch may have fewer samples, with weights of its own. Weights, parts without items and the
+        other arguments are as in `split`; a window without any items gives nothing, and so no step.
 
-        Raises UsageError for a micro-batch or a window that is larger than the plan's, WorkloadError for counts that cannot
-        be right.
+        Raises UsageError for a micro-batch or window larger than the plan's, or a smaller window when another follows,
+        WorkloadError for counts that cannot be right.
         """
         share = Share.of(self.replicas, replica)
         return windows(loader, share, loss_items, samples=samples, sum_over_replicas=sum_over_replicas)

@@ -78,14 +78,13 @@ class Training:
     def start(cls, workload: Workload, device: torch.device, phase: Phase, *, keep_batches: bool = False) -> Training:
         """Build the model and its optimizer on `device`, in training mode.
 
-        A model in training mode stays as it is, with the modules in it that are frozen in evaluation mode.
+        Modules in evaluation mode inside a model in training mode are frozen, and stay so.
         keep_batches: make a batch of each size once; training has data loaders for that.
         Raises WorkloadError for a model without trainable parameters, and whatever the user's builders raise.
         """
         phase.name = "model"
         model = workload.build_model().to(device)
-        if not model.training:
-            model.train()
+        _train(model)
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not trainable:
             raise WorkloadError(
@@ -140,6 +139,14 @@ class Training:
                 f"the gradients are not finite in fp16 even at a loss scale of {before:g}, so the optimizer skips its "
                 "step and its memory cannot be measured: use bf16 or fp32, or lower the loss."
             )
+
+
+def _train(model: nn.Module) -> None:
+    """Training mode as the user's loop has it: `train()` is called, which may be theirs, and what they froze stays frozen."""
+    frozen = [module for module in model.modules() if model.training and not module.training]
+    model.train()
+    for module in frozen:
+        module.training = False
 
 
 def check_loss(loss: Any) -> None:

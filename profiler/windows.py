@@ -21,6 +21,8 @@ from typing import Any, cast
 from profiler.errors import UsageError
 from profiler.parts import Count, Share, Sum, check_counting, count_samples, weighted
 
+ADVICE = "use DataLoader(dataset, batch_sampler=plan.batch_sampler(sampler)), which gives the plan's own sizes."
+
 
 def windows(
     loader: Iterable[Any],
@@ -32,6 +34,11 @@ def windows(
 ) -> Iterator[tuple[Any, Any, bool]]:
     """`AccumulationPlan.windows`; arguments are checked by the call itself, micro-batches as they come."""
     check_counting(share, loss_items, samples, sum_over_replicas)
+    if not any(hasattr(type(loader), name) for name in ("__iter__", "__getitem__")):
+        raise UsageError(
+            f"the loader is a {type(loader).__name__}, which cannot be iterated: pass a DataLoader, or micro-batches in "
+            "any iterable."
+        )
     return _windows(loader, share, loss_items, samples, sum_over_replicas)
 
 
@@ -39,9 +46,12 @@ def _windows(
     loader: Iterable[Any], share: Share, loss_items: Count | None, samples: Count | None, sum_over_replicas: Sum | None
 ) -> Iterator[tuple[Any, Any, bool]]:
     micro_batches = iter(loader)
+    had = share.samples
     while window := list(islice(micro_batches, len(share.sizes))):
+        _check_was_whole(had, share)
         sizes = [count_samples(micro_batch, samples) for micro_batch in window]
         _check_window(sizes, share)
+        had = sum(sizes)
         parts = deque(weighted(window, sizes, share, loss_items, sum_over_replicas))
         # So that a part can be freed once it is done.
         window.clear()
@@ -51,15 +61,23 @@ def _windows(
 
 
 def _check_window(sizes: Sequence[int], share: Share) -> None:
-    advice = "use DataLoader(dataset, batch_sampler=plan.batch_sampler(sampler)), which gives the plan's own sizes."
     if max(sizes) > share.largest:
         raise UsageError(
-            f"the loader gave a micro-batch of {max(sizes)} samples, and the plan was proved for up to {share.largest}: {advice}"
+            f"the loader gave a micro-batch of {max(sizes)} samples, and the plan was proved for up to {share.largest}: {ADVICE}"
         )
     if sum(sizes) > share.samples:
         raise UsageError(
             f"{len(sizes)} micro-batches of the loader have {sum(sizes)} samples, and the plan has {share.samples} per "
-            f"optimizer step: {advice}"
+            f"optimizer step: {ADVICE}"
+        )
+
+
+def _check_was_whole(had: int, share: Share) -> None:
+    """Raise UsageError for a window of `had` samples that another one follows, if the plan has more."""
+    if had < share.samples:
+        raise UsageError(
+            f"{len(share.sizes)} micro-batches of the loader had {had} samples and more of them follow, and the plan has "
+            f"{share.samples} per optimizer step, fewer only in an epoch's last: {ADVICE}"
         )
 
 

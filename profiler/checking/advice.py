@@ -9,10 +9,15 @@ from profiler.checking.facts import Facts, listed
 from profiler.equivalence import Decomposition
 
 CONTRASTIVE = (
-    "Accumulation cannot reach it. Compute the embeddings of all parts first and the loss over all of them, then "
-    "backpropagate part by part (gradient caching, Gao et al. 2021, arXiv:2101.06983; examples/contrastive_by_parts.py); or "
-    "use a loss that averages over samples; where the loss has terms averaged over different items, accumulate each term by "
-    "its own count."
+    "No weights of parts reach it. If it compares samples, compute the embeddings of all parts first and the loss over all of "
+    "them, then backpropagate part by part (gradient caching, Gao et al. 2021, arXiv:2101.06983; "
+    "examples/contrastive_by_parts.py). If it has terms averaged over different items, accumulate each term by its own count. "
+    "Else use a loss that averages over samples."
+)
+WITHIN = (
+    "If the model computes its loss itself and that compares samples, see gradient caching (Gao et al. 2021, arXiv:2101.06983; "
+    "examples/contrastive_by_parts.py). Otherwise make its forward see one sample at a time (GroupNorm, LayerNorm, no statistics "
+    "or lengths of the batch), or train with whole batches."
 )
 
 
@@ -33,9 +38,14 @@ def advice(facts: Facts, breaking: tuple[Cause, ...], *, equal: bool) -> Iterato
     if facts.doubtful:
         yield "Draw random numbers with torch, where the check can switch them off, and check again."
     for cause in breaking:
-        yield CONTRASTIVE if cause.is_model and cause.kind is Kind.MIXING else _advice_of(cause)
+        yield WITHIN if cause.is_model and cause.kind is Kind.MIXING else _advice_of(cause)
     if not facts.declared_right and not facts.hidden:
         yield _advice_on_loss(facts)
+    elif not breaking:
+        yield (
+            "Look for what differs from forward to forward or changes gradients in the backward: counters and other state in "
+            "attributes, hooks on the loss or on activations, casts that fp64 has not."
+        )
 
 
 def _advice_of(cause: Cause) -> str:
@@ -56,8 +66,8 @@ def _advice_of(cause: Cause) -> str:
         )
     if cause.kind is Kind.STATE:
         return (
-            f"Let {listed(cause.names)} change state once for each optimizer step: in evaluation mode after the first "
-            "micro-batch, and in training mode again for the next step."
+            f"Let {listed(cause.names)} change state once for each optimizer step, and not in the other micro-batches: move the "
+            "update out of the forward, or, where evaluation mode stops it, call eval() on that module after the first one."
         )
     return (
         f"Make {listed(cause.names)} see one sample at a time (GroupNorm, LayerNorm, statistics from elsewhere), or train "
@@ -71,7 +81,7 @@ def _advice_on_loss(facts: Facts) -> str:
         case Decomposition.SUM:
             return (
                 "Divide the loss by the samples of the batch that it is given, not by a constant (reduction='mean', or "
-                "loss / len(targets)); or keep the sum, and give every part the weight 1."
+                "loss / len(targets)); or keep the sum, and give every part the weight 1 in a loop of your own."
             )
         case Decomposition.SAMPLES:
             return "Leave loss_items out: the share of samples is the right weight."
@@ -85,7 +95,8 @@ def _advice_on_loss(facts: Facts) -> str:
                 )
             return (
                 "Pass loss_items that gives the sum of the weights in a batch, so that each part's weight is its share of it. If "
-                "the weights come from the model's outputs, no batch holds them: divide by the samples instead."
+                "the weights come from the model's outputs or are drawn in the loss, no batch holds them: divide by the samples instead, or "
+                "draw them where the batch is made."
             )
     if facts.found.losses_add_up:
         return "Look for what changes gradients in the backward (hooks, custom autograd functions, clipping) and do it once a step."

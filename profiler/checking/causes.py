@@ -19,8 +19,8 @@ from profiler.checking.ways import Split, deviation
 from profiler.equivalence import Decomposition, Way
 
 T = TypeVar("T")
-# Each takes some forwards to find, and what is to be done is clear before.
-MOST_MIXING = 16
+# Each round takes some passes, and what is to be done is clear before.
+MOST_ROUNDS = 4
 
 
 class Kind(StrEnum):
@@ -80,15 +80,19 @@ def _decomposed(
     """
     mixing: tuple[str, ...] = ()
     found = decompose(subject, _measured(subject, splits), declared)
-    while found.decomposes is Decomposition.NO and len(mixing) < MOST_MIXING:
+    for _ in range(MOST_ROUNDS if found.decomposes is Decomposition.NO else 0):
         more = _behind(subject, mixing, lambda behind: mixing_modules(behind, least))
         if isinstance(more, str) or not set(more) - set(mixing):
             break
         mixing = tuple(dict.fromkeys((*mixing, *more)))
-        got = _behind(subject, mixing, lambda behind: decompose(behind, _measured(behind, splits), declared))
+        got = _behind(
+            subject, mixing, lambda behind: decompose(behind, _measured(behind, splits), declared, pairs=False)
+        )
         if isinstance(got, str):  # nothing behind them is trained
             break
         found = got
+        if found.decomposes is not Decomposition.NO:
+            break
     return found, mixing
 
 
@@ -135,7 +139,8 @@ def _measured_cause(
         cause,
         active=active.gradient_difference if active is not None else None,
         frozen=frozen.gradient_difference if frozen is not None else None,
-        breaks=active is None or not active.equal,
+        # BatchNorm always does, if not on this batch: its samples may be alike.
+        breaks=active is None or not active.equal or cause.kind is Kind.BATCH_NORM,
     )
 
 
@@ -175,4 +180,4 @@ def _measured(subject: Subject, splits: tuple[Split, ...]) -> Measured:
         ran = tuple(part for part in parts if isinstance(part, Part))
         if len(ran) == len(parts):
             divisions.append(ran)
-    return Measured(whole=subject.part(range(subject.samples)), divisions=tuple(divisions))
+    return Measured(whole=subject.part(range(subject.samples)), divisions=tuple(divisions), exact=subject.exact)

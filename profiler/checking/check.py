@@ -15,13 +15,14 @@ from torch import nn
 from torch._dynamo import OptimizedModule
 
 from profiler.checking.causes import find_causes
-from profiler.checking.counts import shows_no_padding
+from profiler.checking.counts import samples_are_alike, shows_no_padding
 from profiler.checking.decomposition import Counter, places_of
 from profiler.checking.draws import FixedDraws, module_names
 from profiler.checking.facts import NUMPY, PYTHON, Facts
+from profiler.checking.fields import Fields
 from profiler.checking.gradients import gradients_of, norm
 from profiler.checking.padding import collated_apart
-from profiler.checking.state import apart, batch_in_float64, in_float64, modules_in, state_kept
+from profiler.checking.state import batch_in_float64, copied, in_float64, modules_in, state_kept
 from profiler.checking.subject import Subject, tried
 from profiler.checking.ways import Split, reference_of, splits_of, way, whole_way
 from profiler.checking.words import in_words
@@ -45,8 +46,10 @@ def equivalence_of(training: Training, samples: int, *, thorough: bool) -> Equiv
     """
     subject = _subject(training, samples)
     count = _counter(training, subject)
+    steady = subject.is_steady()
     random_modules = _drawing(subject)
     least, too_small = _least(subject)
+    subject = _with_fields(subject, least) if random_modules else subject
     splits = splits_of(samples, least, thorough=thorough)
     trained: tuple[Way, ...] = ()
     if thorough and subject.precision != "fp64":
@@ -54,7 +57,6 @@ def equivalence_of(training: Training, samples: int, *, thorough: bool) -> Equiv
     with ExitStack() as stack:
         exact, why_not_exact = _exact(subject, stack)
         ways = trained if trained and exact is subject else _ways(exact, splits, count, thorough=thorough)
-        steady = exact.is_steady()
         padded: Way | None = None
         if thorough and all(way.equal for way in ways):
             sizes = splits[0]
@@ -75,6 +77,7 @@ def equivalence_of(training: Training, samples: int, *, thorough: bool) -> Equiv
             padded=padded,
             steady=steady,
             shows_no_padding=shows_no_padding(subject.batch, samples),
+            alike=samples_are_alike(subject.batch, samples),
         )
     )
 
@@ -83,9 +86,9 @@ def _subject(training: Training, samples: int) -> Subject:
     """The workload on one batch, which ran once as it trains, so that a bug in it shows as that bug."""
     model = _uncompiled(training.model)
     passes = replace(training.passes, model=model, scaler=None)
-    batch = apart(training.batch(samples))
+    batch = copied(training.batch(samples))
     with state_kept(model):
-        loss = passes.forward(batch)
+        loss = passes.forward(copied(batch))
         passes.backward(loss)
         check_finite(float(loss.detach()))
         if not isfinite(norm(gradients_of(model))):
@@ -155,6 +158,19 @@ def _drawing(subject: Subject) -> tuple[str, ...]:
     names += [PYTHON] if before[0] != after[0] else []
     names += [NUMPY] if numpy is not None and before[1:] != after[1:] else []
     return tuple(names)
+
+
+def _with_fields(subject: Subject, least: int) -> Subject:
+    """The subject whose draws follow its samples, as far as the shapes that it draws show where those lie."""
+    fields = Fields(samples=subject.samples)
+    learning = subject.altered(draws=FixedDraws(fields=fields))
+    shapes: list[dict[int, tuple[int, ...]]] = []
+    for places in (range(subject.samples), range(least)):
+        fields.seen = {}
+        tried(partial(learning.forward, places), subject.passes.device.type)
+        shapes.append(fields.seen)
+    fields.learn(shapes[0], shapes[1], least)
+    return learning.altered()
 
 
 def _states() -> tuple[object, ...]:

@@ -135,3 +135,9 @@ def shows_no_padding(batch: Any, samples: int) -> bool:
     ]
     left_out = (_per_sample(tensor == value) for tensor in rows for value in USUALLY_IGNORED)
     return bool(rows) and all(bool((count == count[0]).all()) for count in left_out)
+
+
+def samples_are_alike(batch: Any, samples: int) -> bool:
+    """Whether the inputs of all samples are the same numbers, such as the zeros of a placeholder."""
+    floats = [tensor for _, tensor in named_tensors(batch) if tensor.is_floating_point() and tensor.dim()]
+    return bool(floats) and all(bool((tensor == tensor[:1]).all()) for tensor in floats if len(tensor) == samples)

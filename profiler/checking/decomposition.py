@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from profiler.checking.counts import counts_in, named_tensors
+from profiler.checking.gradients import is_same
 from profiler.checking.subject import Part, Subject, tried
 from profiler.equivalence import Decomposition
 
@@ -28,11 +29,12 @@ MOST_REFERENCES = 3
 class Measured:
     """The whole batch and its parts, each run by itself with everything switched off that breaks the identity.
 
-    divisions: the parts of each way to cut the batch. singles: whether the last of them has a sample a part.
+    divisions: the parts of each way to cut the batch, the smallest parts last. exact: what rounding moves a gradient by.
     """
 
     whole: Part
     divisions: tuple[tuple[Part, ...], ...]
+    exact: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,8 +65,9 @@ def places_of(split: Sequence[int]) -> list[range]:
     return [range(end - size, end) for end, size in zip(ends, split, strict=True)]
 
 
-def decompose(subject: Subject, measured: Measured, declared: Counter | None) -> Found:
-    """How the loss decomposes. declared: the workload's own `loss_items`, None where it counts samples.
+def decompose(subject: Subject, measured: Measured, declared: Counter | None, *, pairs: bool = True) -> Found:
+    """How the loss decomposes. declared: the workload's own `loss_items`, None where it counts samples. pairs: whether to
+    look for weights of samples in pairs of them, which takes some passes.
 
     What the workload declares is tried first, then samples, a sum, the counts that the batch holds, and last the weights
     that pairs of samples show; all of it to rounding first, and then to what is the same to training.
@@ -75,7 +78,7 @@ def decompose(subject: Subject, measured: Measured, declared: Counter | None) ->
         kind = Decomposition.ITEMS if whole_numbers else Decomposition.WEIGHTED
         return Found(decomposes=kind, count=declared, items="loss_items(batch)")
     for tolerance in dict.fromkeys((subject.exact, subject.tolerance)):
-        found = _known(subject, measured, tolerance) or _by_pairs(subject, measured, tolerance)
+        found = _known(subject, measured, tolerance) or (_by_pairs(subject, measured, tolerance) if pairs else None)
         if found is not None:
             return found
     return Found(decomposes=Decomposition.NO, losses_add_up=_only_losses_add_up(measured, declared or len, subject))
@@ -86,7 +89,7 @@ def _known(subject: Subject, measured: Measured, tolerance: float) -> Found | No
     if follows(measured, len, tolerance):
         return Found(decomposes=Decomposition.SAMPLES)
     sums = ([(1.0, part) for part in parts] for parts in measured.divisions)
-    if measured.divisions and all(_adds_up(measured.whole, parts, tolerance) for parts in sums):
+    if measured.divisions and all(_adds_up(measured, parts, tolerance) for parts in sums):
         return Found(decomposes=Decomposition.SUM)
     for count in counts_in(subject.batch, subject.samples):
         counter = summing(count.per_sample)
@@ -108,10 +111,14 @@ def _by_pairs(subject: Subject, measured: Measured, tolerance: float) -> Found |
 
 def _only_losses_add_up(measured: Measured, count: Counter, subject: Subject) -> bool:
     """Whether the losses of the parts make that of the whole, by what the workload declares."""
-    nothing = torch.zeros(0, dtype=torch.float64)
+
+    def loss_alone(part: Part) -> Part:
+        return replace(part, sketch=torch.zeros(0, 1), norms=torch.zeros(0))
+
     losses = Measured(
-        whole=replace(measured.whole, sketch=nothing),
-        divisions=tuple(tuple(replace(part, sketch=nothing) for part in parts) for parts in measured.divisions),
+        whole=loss_alone(measured.whole),
+        divisions=tuple(tuple(map(loss_alone, parts)) for parts in measured.divisions),
+        exact=measured.exact,
     )
     return follows(losses, count, subject.tolerance)
 
@@ -131,20 +138,22 @@ def follows(measured: Measured, count: Counter, tolerance: float) -> bool:
         if not total > 0 or not isfinite(total):
             return False
         weighted = zip((number / total for number in counts), parts, strict=True)
-        if not _adds_up(measured.whole, weighted, tolerance):
+        if not _adds_up(measured, weighted, tolerance):
             return False
     return True
 
 
-def _adds_up(whole: Part, weighted: Iterable[tuple[float, Part]], tolerance: float) -> bool:
+def _adds_up(measured: Measured, weighted: Iterable[tuple[float, Part]], tolerance: float) -> bool:
+    whole = measured.whole
     counted = [(weight, part) for weight, part in weighted if weight]
     if not all(isfinite(part.loss) and isfinite(part.norm) for _, part in counted):
         return False
     loss = sum(weight * part.loss for weight, part in counted)
     size = sum(abs(weight * part.loss) for weight, part in counted) + abs(whole.loss)
     gradient = sum((weight * part.sketch for weight, part in counted), torch.zeros_like(whole.sketch))
-    length = sum(weight * part.norm for weight, part in counted) + whole.norm
-    return abs(loss - whole.loss) <= tolerance * size and float((gradient - whole.sketch).norm()) <= tolerance * length
+    scales = sum((weight * part.norms for weight, part in counted), whole.norms)
+    differences = (gradient - whole.sketch).norm(dim=1)
+    return abs(loss - whole.loss) <= tolerance * size and is_same(differences, scales, measured.exact, tolerance)
 
 
 def _weights_by_pairs(subject: Subject, measured: Measured, tolerance: float) -> Tensor | None:
@@ -176,7 +185,8 @@ def _relative_weight(subject: Subject, reference: Part, other: Part, tolerance: 
     # The loss is one more equation beside the gradient's, brought to about its size.
     scale = (reference.norm + other.norm) / (abs(reference.loss) + abs(other.loss) or 1.0)
     start, end, middle = (
-        torch.cat([part.sketch, part.sketch.new_tensor([part.loss * scale])]) for part in (reference, other, both)
+        torch.cat([part.sketch.flatten(), part.sketch.new_tensor([part.loss * scale])])
+        for part in (reference, other, both)
     )
     way = end - start
     if float(way.norm()) <= tolerance * float(start.norm()):

@@ -5,16 +5,16 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from profiler.checking.fields import FROM_UNIFORM, SEED, Fields
 from profiler.checking.state import to_float64
 
-SEED = 0
 LOSS = "the loss"
 # Operators that draw and that torch does not tag as such.
 _UNTAGGED = {"aten::binomial", "aten::_sample_dirichlet"}
@@ -25,17 +25,19 @@ COARSE = {torch.float32, torch.bfloat16, torch.float16, torch.complex64}
 
 
 class FixedDraws(TorchDispatchMode):
-    """Inside of it every draw gives its expected value, so that inverted dropout, of whatever make, is the identity.
+    """Inside of it nothing is left to chance: dropout is off, and a sample sees the same numbers in whichever part it is.
 
-    It works on operators, below modules and functions, in forward and backward. A mode that only looked for
-    modules would miss functional calls and the dropout inside nn.LSTM and attention. The values do not depend on a
-    sample's place in its batch, so that a sample sees the same whichever part it is in; a permutation comes out reversed, so
-    that what mixes samples at random still mixes them. `drew` are the names given by `where` at each draw.
+    It works on operators, below modules and functions, in forward and backward. A mode that only looked for modules would
+    miss functional calls and the dropout inside nn.LSTM and attention. Coins that make a float mask give their expected
+    value, so that inverted dropout, of whatever make, is the identity. Other draws come from `fields`, where they can follow
+    samples; else, or without fields, they give their expected value too. A permutation comes out reversed, so that what
+    mixes samples at random still mixes them. `drew` are the names given by `where` at each draw.
     """
 
-    def __init__(self, where: Callable[[], str] = lambda: LOSS) -> None:
+    def __init__(self, where: Callable[[], str] = lambda: LOSS, fields: Fields | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's has no types
         self.drew: dict[str, None] = {}
+        self.fields = fields
         self._where = where
 
     def __torch_dispatch__(
@@ -51,11 +53,25 @@ class FixedDraws(TorchDispatchMode):
             self.drew[self._where()] = None
         if not draws or was_on is not None:
             return function(*args, **named)
-        expected = _EXPECTED.get(name.removeprefix("aten::"), _first_everywhere)(function, args, named)
-        if expected is not None:
-            self.drew[self._where()] = None
-            return expected
-        return function(*args, **named)
+        with self.fields.draw() if self.fields is not None else nullcontext():
+            drawn = self._from_fields(function, args, named)
+            if drawn is None:
+                drawn = _EXPECTED.get(name.removeprefix("aten::"), _first_everywhere)(function, args, named)
+            if drawn is None:
+                return function(*args, **named)
+        self.drew[self._where()] = None
+        return drawn
+
+    def _from_fields(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The operator's result with numbers that follow samples; None where it is to give its expected value."""
+        make = FROM_UNIFORM.get(function._schema.name.removeprefix("aten::"))
+        if self.fields is None or make is None:
+            return None
+        result = function(*args, **kwargs)
+        uniform = self.fields.uniform(result)
+        if uniform is None:
+            return None
+        return result.copy_(make(lambda name: _argument(function, args, kwargs, name), uniform))
 
 
 def _without_dropout(
@@ -222,7 +238,7 @@ def module_names(model: nn.Module) -> Iterator[Callable[[], str]]:
         running.pop()
 
     hooks = []
-    for name, module in model.named_modules():
+    for name, module in hookable(model):
         hooks.append(module.register_forward_pre_hook(entered(name or type(module).__name__)))
         hooks.append(module.register_forward_hook(left, always_call=True))
     try:
@@ -230,3 +246,10 @@ def module_names(model: nn.Module) -> Iterator[Callable[[], str]]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def hookable(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules that take hooks, by qualified name; those of TorchScript do not."""
+    for name, module in model.named_modules():
+        if not isinstance(module, torch.jit.ScriptModule):
+            yield name, module

@@ -21,7 +21,7 @@ class Facts:
     counted: what it declares for the whole batch, and for its samples together. too_small: which micro-batches cannot be
     run, and why. why_not_exact: why fp64 could not be used. padded: micro-batches that are collated by themselves, where that
     gives other shapes. shows_no_padding: whether rows of integers in the batch leave open what a loss would ignore in them.
-    steady: whether the whole batch has the same loss twice.
+    steady: whether the whole batch has the same loss twice. alike: whether all samples hold the same numbers.
     """
 
     samples: int
@@ -37,6 +37,7 @@ class Facts:
     padded: Way | None = None
     shows_no_padding: bool = False
     steady: bool = True
+    alike: bool = False
 
     @property
     def declared_right(self) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from profiler.checking.counts import named_tensors
+from profiler.checking.draws import hookable
 from profiler.checking.subject import Subject
 
 # What rounding may change in a module's output, relative to its norm: batches of other sizes meet other kernels.
@@ -131,7 +132,7 @@ def _watched(model: nn.Module, seen: dict[Call, Seen], cut: Cut) -> Iterator[Non
         return hook
 
     hooks = []
-    for name, module in model.named_modules():
+    for name, module in hookable(model):
         hooks.append(module.register_forward_pre_hook(entered(name), with_kwargs=True))
         hooks.append(module.register_forward_hook(left(name), with_kwargs=True))
     try:

@@ -11,7 +11,7 @@ import torch
 from profiler.batches import DatasetBatches, tensors_of, to_device
 from profiler.checking.decomposition import places_of
 from profiler.checking.state import batch_in_float64
-from profiler.checking.subject import Subject, tried
+from profiler.checking.subject import Piece, Subject, tried
 from profiler.checking.ways import Split, reference_of, way_of_parts
 from profiler.equivalence import Way
 from profiler.outcomes import Strategy
@@ -39,7 +39,9 @@ def collated_apart(
         return None
     if all(_same(one, other, _same_shape) for one, other in zip(apart, cut, strict=True)):
         return None
-    parts = [(part, weight) for part, weight in zip(apart, weights, strict=True) if weight]
+    places = places_of(sizes)
+    pieces = [Piece(places=of_part, batch=part) for of_part, part in zip(places, apart, strict=True)]
+    parts = [(piece, weight) for piece, weight in zip(pieces, weights, strict=True) if weight]
     reference = reference_of(subject, sizes, weights)
     return way_of_parts(subject, reference, Strategy.ACCUMULATION, parts, sizes)
 

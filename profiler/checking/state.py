@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from profiler.batches import map_tensors
+from profiler.nests import length_of, map_leaves
 
 State = Mapping[str, Tensor]
 
@@ -41,8 +43,8 @@ def changed_names(model: nn.Module, state: State) -> list[str]:
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from model.named_parameters()
-    yield from model.named_buffers()
+    for named in (model.named_parameters(), model.named_buffers()):
+        yield from ((name, tensor) for name, tensor in named if not is_lazy(tensor))  # lazy ones hold nothing yet
 
 
 @contextmanager
@@ -68,7 +70,12 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 @contextmanager
 def in_float64(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """The modules in fp64 inside the block; in place, so that hooks on parameters stay where they are."""
+    """The modules in fp64 inside the block; in place, so that hooks on parameters stay where they are.
+
+    Raises TypeError for modules of TorchScript, whose buffers cannot be put back.
+    """
+    if any(isinstance(each, torch.jit.ScriptModule) for module in modules for each in module.modules()):
+        raise TypeError("modules of TorchScript keep their type")
     tensors = [(tensor, tensor.data) for module in modules for tensor in module.parameters()]
     buffers = [(each._buffers, dict(each._buffers)) for module in modules for each in module.modules()]
     for tensor, _ in tensors:
@@ -97,9 +104,15 @@ def batch_in_float64(batch: Any) -> Any:
     return map_tensors(lambda tensor: to_float64(tensor.detach()).requires_grad_(tensor.requires_grad), batch)
 
 
-def apart(batch: Any) -> Any:
-    """The batch without ties to the caller's: where its tensors require gradients, none is added to theirs."""
-    return map_tensors(lambda tensor: tensor.detach().requires_grad_(tensor.requires_grad), batch)
+def copied(batch: Any) -> Any:
+    """The batch in memory of its own."""
+    return map_leaves(_copy, batch)
+
+
+def _copy(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor):
+        return leaf.detach().clone().requires_grad_(leaf.requires_grad)
+    return leaf.copy() if length_of(leaf) is not None and hasattr(leaf, "copy") else leaf
 
 
 def modules_in(loss: Any) -> list[nn.Module]:

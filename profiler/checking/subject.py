@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from profiler.checking.draws import FixedDraws, InFloat64, seed_others
-from profiler.checking.gradients import Gradients, distance, gradients_of, norm, sketch
-from profiler.checking.state import default_dtype, state_kept
+from profiler.checking.gradients import Gradients, distance, gradients_of, norm, norms, sketch
+from profiler.checking.state import copied, default_dtype, state_kept
 from profiler.devices.out_of_memory import Failure, Verdict, classify
 from profiler.errors import MicrobatchError
-from profiler.nests import length_of, map_leaves, slice_nest
+from profiler.nests import map_samples, slice_nest
 from profiler.outcomes import Strategy
 from profiler.steps import GRADIENT, Passes
 
@@ -34,13 +35,29 @@ NEARLY = 2.0**-20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """Samples to be run: their places in the batch, and the batch of them."""
+
+    places: Sequence[int]
+    batch: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """Some samples of the batch by themselves: their averaged loss, a sketch of its gradient, and the gradient's norm."""
+    """Some samples of the batch by themselves: their averaged loss, and its gradient.
+
+    sketch: a row of the gradient's sketch for each parameter. norms: the gradient's norm for each parameter; both in fp64.
+    """
 
     samples: tuple[int, ...]
     loss: float
     sketch: Tensor
-    norm: float
+    norms: Tensor
+
+    @property
+    def norm(self) -> float:
+        """The norm of the whole gradient."""
+        return float(self.norms.norm())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,9 +72,9 @@ class Total:
 class Subject:
     """A model and its loss on a device, the checked batch there, and the precision in which they are run.
 
-    samples: how many the batch holds. rounding: as `measure_rounding` gives it, for other precisions than fp64. before_forward: called before each forward, to put back what it is not to see.
-    before_part: called with the places of the samples that are run by themselves next.
-    draws: what random numbers are replaced by. known: parts that were run by themselves already.
+    samples: how many the batch holds. rounding: as `measure_rounding` gives it, for other precisions than fp64.
+    before_forward: called before each forward, to put back what it is not to see. before_part: called with the places of
+    the samples of each forward. draws: what random numbers are replaced by. known: parts that were run by themselves already.
     """
 
     passes: Passes
@@ -88,26 +105,34 @@ class Subject:
         """Whether the whole batch has the same loss twice, from the same start."""
         samples = range(self.samples)
         once, again = self.forward(samples), self.forward(samples)
-        return abs(once - again) <= self.tolerance * (abs(once) + abs(again))
+        return not isfinite(once - again) or abs(once - again) <= self.tolerance * (abs(once) + abs(again))
 
     def measure_rounding(self) -> float:
         """How far the same samples in reverse order move the whole gradient, relative to its norm."""
         samples = range(self.samples)
         forth, back = (
-            self.total(Strategy.WHOLE_BATCH, [(self.take(order), 1.0)]) for order in (samples, samples[::-1])
+            self.total(Strategy.WHOLE_BATCH, [(self.piece(order), 1.0)]) for order in (samples, samples[::-1])
         )
         length = norm(forth.gradients)
         return distance(forth.gradients, back.gradients) / length if length else 0.0
 
     def take(self, samples: Sequence[int]) -> Any:
-        """The batch of those samples, in that order."""
+        """A copy of the batch of those samples, in that order: a model may write into what it is given."""
         start, stop = samples[0], samples[-1] + 1
         if list(samples) == list(range(start, stop)):
-            return slice_nest(self.batch, start, stop, self.samples)
+            return copied(slice_nest(self.batch, start, stop, self.samples))
         index = list(samples)
-        return map_leaves(lambda leaf: leaf[index] if length_of(leaf) == self.samples else leaf, self.batch)
 
-    def total(self, strategy: Strategy, parts: Sequence[tuple[Any, float]]) -> Total:
+        def chosen(held: Any) -> Any:
+            return [held[place] for place in index] if isinstance(held, list | tuple) else held[index]
+
+        return copied(map_samples(chosen, self.batch, self.samples))
+
+    def piece(self, samples: Sequence[int]) -> Piece:
+        """Those samples, cut out of the batch."""
+        return Piece(places=samples, batch=self.take(samples))
+
+    def total(self, strategy: Strategy, parts: Sequence[tuple[Piece, float]]) -> Total:
         """The gradient of the weighted parts, computed as training with that strategy would, from the model as it was."""
         with self._computing():
             loss = GRADIENT[strategy](self._passes(), parts)
@@ -121,25 +146,19 @@ class Subject:
         """Those samples by themselves; run once."""
         key = tuple(samples)
         if key not in self.known:
-            self.known[key] = self._part(samples)
+            total = self.total(Strategy.WHOLE_BATCH, [(self.piece(samples), 1.0)])
+            self.known[key] = Part(
+                samples=key,
+                loss=total.loss,
+                sketch=sketch(total.gradients, list(self.model.parameters())),
+                norms=norms(total.gradients),
+            )
         return self.known[key]
-
-    def _part(self, samples: Sequence[int]) -> Part:
-        self.before_part(samples)
-        total = self.total(Strategy.WHOLE_BATCH, [(self.take(samples), 1.0)])
-        lengths = [parameter.numel() * (2 if parameter.is_complex() else 1) for parameter in self.model.parameters()]
-        return Part(
-            samples=tuple(samples),
-            loss=total.loss,
-            sketch=sketch(total.gradients, lengths),
-            norm=norm(total.gradients),
-        )
 
     def forward(self, samples: Sequence[int], *, keep_state: bool = True) -> float:
         """The loss of those samples by a forward alone; also for what it does to the model's state, and what hooks see."""
-        self.before_part(samples)
         with self._computing(keep_state=keep_state):
-            return float(self._passes().forward(self.take(samples)).detach())
+            return float(self._passes().forward(self.piece(samples)).detach())
 
     @contextmanager
     def _computing(self, *, keep_state: bool = True) -> Iterator[None]:
@@ -157,12 +176,15 @@ class Subject:
     def _passes(self) -> Passes:
         passes = self.passes
 
-        def loss(model: nn.Module, batch: Any) -> Tensor:
+        def loss(model: nn.Module, piece: Piece) -> Tensor:
             # The same numbers for each part: a draw that one part alone has made must not shift the next part's.
             seed_others()
+            if self.draws.fields is not None:
+                self.draws.fields.begin(piece.places)
+            self.before_part(piece.places)
             for prepare in self.before_forward:
                 prepare()
-            return passes.loss(model, batch)
+            return passes.loss(model, piece.batch)
 
         return Passes(
             model=passes.model,

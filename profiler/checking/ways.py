@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import isfinite
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from profiler.checking.decomposition import places_of
-from profiler.checking.gradients import Gradients, distance, norm
-from profiler.checking.subject import Part, Subject, Total, tried
+from profiler.checking.gradients import Gradients, distances, is_same, norms
+from profiler.checking.subject import Part, Piece, Subject, Total, tried
 from profiler.equivalence import Way
 from profiler.outcomes import Strategy
 from profiler.plan import least_steps, split
@@ -25,18 +25,22 @@ Split = tuple[int, ...]
 class Reference:
     """The whole batch in one backward, the norm of its gradient, and what its parts contribute.
 
-    loss_scale, gradient_scale: the summed sizes of the parts' losses and gradients, which rounding is relative to: where
-    parts cancel, the whole is small and its rounding is not.
+    loss_scale, gradient_scales: the summed sizes of the parts' losses and, for each parameter, gradients, which rounding is
+    relative to: where parts cancel, the whole is small and its rounding is not.
     """
 
     total: Total
     norm: float
     loss_scale: float
-    gradient_scale: float
+    gradient_scales: Tensor
 
     def relative(self, length: float) -> float:
         """A difference of gradients, over the norm of the whole one; over what parts contribute where that is 0."""
-        return _over(length, self.norm or self.gradient_scale)
+        return _over(length, self.norm or float(self.gradient_scales.norm()))
+
+    def bound(self, subject: Subject) -> float:
+        """What a gradient may differ by, likewise."""
+        return self.relative(subject.tolerance * float(self.gradient_scales.norm()))
 
 
 def splits_of(samples: int, least: int, *, thorough: bool = True) -> tuple[Split, ...]:
@@ -57,18 +61,18 @@ def splits_of(samples: int, least: int, *, thorough: bool = True) -> tuple[Split
 
 def reference_of(subject: Subject, parts: Split, weights: Sequence[float]) -> Reference:
     """The whole batch's loss and gradient; scales by the weighted parts, each run by itself."""
-    total = subject.total(Strategy.WHOLE_BATCH, [(subject.batch, 1.0)])
-    loss, gradient = abs(total.loss), norm(total.gradients)
-    losses, lengths = 0.0, 0.0
+    total = subject.total(Strategy.WHOLE_BATCH, [(subject.piece(range(subject.samples)), 1.0)])
+    whole, losses = norms(total.gradients), 0.0
+    scales = torch.zeros_like(whole)
     for places, weight in zip(places_of(parts), weights, strict=True):
         part = tried(partial(subject.part, places), subject.passes.device.type) if weight else ""
         if isinstance(part, Part) and isfinite(part.loss) and isfinite(part.norm):
-            losses, lengths = losses + weight * abs(part.loss), lengths + weight * part.norm
+            losses, scales = losses + weight * abs(part.loss), scales + weight * part.norms
     return Reference(
         total=total,
-        norm=gradient,
-        loss_scale=max(loss, losses),
-        gradient_scale=max(gradient, lengths),
+        norm=float(whole.norm()),
+        loss_scale=max(abs(total.loss), losses),
+        gradient_scales=scales.maximum(whole),
     )
 
 
@@ -80,7 +84,7 @@ def whole_way(subject: Subject, reference: Reference) -> Way:
         precision=subject.precision,
         loss=reference.total.loss,
         gradient_difference=0.0,
-        bound=reference.relative(subject.tolerance * reference.gradient_scale),
+        bound=reference.bound(subject),
         parameter_sum=parameter_sum(subject, reference.total.gradients),
         equal=True,
     )
@@ -88,19 +92,21 @@ def whole_way(subject: Subject, reference: Reference) -> Way:
 
 def way(subject: Subject, reference: Reference, strategy: Strategy, sizes: Split, weights: Sequence[float]) -> Way:
     """One way, run and compared; parts that count for nothing are left out, as in training."""
-    places = [(part, weight) for part, weight in zip(places_of(sizes), weights, strict=True) if weight]
-    return way_of_parts(subject, reference, strategy, [(subject.take(part), weight) for part, weight in places], sizes)
+    counted = [(places, weight) for places, weight in zip(places_of(sizes), weights, strict=True) if weight]
+    pieces = [(subject.piece(places), weight) for places, weight in counted]
+    return way_of_parts(subject, reference, strategy, pieces, sizes)
 
 
 def way_of_parts(
-    subject: Subject, reference: Reference, strategy: Strategy, parts: Sequence[tuple[Any, float]], sizes: Split
+    subject: Subject, reference: Reference, strategy: Strategy, parts: Sequence[tuple[Piece, float]], sizes: Split
 ) -> Way:
     """The same for parts that are at hand, each with its weight."""
     got = tried(lambda: subject.total(strategy, parts), subject.passes.device.type)
-    bound = reference.relative(subject.tolerance * reference.gradient_scale)
+    bound = reference.bound(subject)
     if isinstance(got, str):
         return _failed(subject, strategy, sizes, bound, got)
-    length = distance(got.gradients, reference.total.gradients)
+    differences = distances(got.gradients, reference.total.gradients)
+    length = float(differences.norm())
     is_number = isfinite(got.loss) and isfinite(length)
     return Way(
         strategy=strategy,
@@ -111,7 +117,7 @@ def way_of_parts(
         bound=bound,
         parameter_sum=parameter_sum(subject, got.gradients) if is_number else None,
         equal=is_number
-        and length <= subject.tolerance * reference.gradient_scale
+        and is_same(differences, reference.gradient_scales, subject.exact, subject.tolerance)
         and abs(got.loss - reference.total.loss) <= subject.tolerance * reference.loss_scale,
         why="" if is_number else "its loss or gradient is not a number",
     )

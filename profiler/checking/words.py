@@ -15,6 +15,8 @@ from profiler.equivalence import Decomposition, Equivalence, Way
 EXACT = 16 * FP64_ROUNDING
 
 
+# More than rounding in fp32 makes of a gradient, whatever the model.
+FAR = 0.02
 PLURAL = {
     Kind.BATCH_NORM: "normalise each micro-batch by itself",
     Kind.STATE: "change their state at every forward",
@@ -26,13 +28,16 @@ def in_words(facts: Facts) -> Equivalence:
     """The equivalence that these facts amount to."""
     deciding = [way for way in facts.ways if way.precision == facts.precision and len(way.split) > 1]
     ran = [way for way in deciding if way.gradient_difference is not None or way.loss is not None]
-    equal = bool(ran) and all(way.equal for way in deciding)
+    normed = any(cause.kind is Kind.BATCH_NORM and cause.breaks for cause in facts.causes)
+    exactly = bool(ran) and all(way.equal for way in deciding)
+    apart = _far_apart(facts) if exactly else 0.0
+    equal = exactly and not normed and not apart
     breaking = tuple(cause for cause in facts.causes if cause.breaks) if not equal else ()
-    short = "" if equal else "; ".join(_short(facts, breaking)) or _unexplained(deciding)
+    short = "" if equal else "; ".join(_short(facts, breaking)) or _unexplained(deciding, apart)
     return Equivalence(
         batch_size=facts.samples,
         equal=equal,
-        decomposes=facts.found.decomposes,
+        decomposes=_kind(facts, equal=equal),
         items=facts.found.items,
         modules=tuple(dict.fromkeys(name for cause in breaking for name in cause.names)),
         random_modules=facts.random_modules,
@@ -44,7 +49,23 @@ def in_words(facts: Facts) -> Equivalence:
     )
 
 
-def _unexplained(ways: list[Way]) -> str:
+def _kind(facts: Facts, *, equal: bool) -> Decomposition:
+    """How the loss decomposes; where all weighted ways are equal it does by what is declared, whatever parts unweighted do."""
+    if equal and facts.found.decomposes is Decomposition.NO:
+        return Decomposition.ITEMS if facts.declares else Decomposition.SAMPLES
+    return facts.found.decomposes
+
+
+def _far_apart(facts: Facts) -> float:
+    """By how much ways differ in fp32 where they do not in fp64, if that is more than rounding ever makes; else 0."""
+    fp32 = [way.gradient_difference or 0.0 for way in facts.ways if way.precision == "fp32"]
+    most = max(fp32, default=0.0)
+    return most if facts.precision == "fp64" and most > FAR else 0.0
+
+
+def _unexplained(ways: list[Way], apart: float) -> str:
+    if apart:
+        return f"gradients differ by {apart:.2g} of their norm in fp32, and not in fp64"
     failed = [way.why for way in ways if way.why and not way.equal]
     return f"a part {failed[0]}" if failed else "beyond rounding, for a reason that was not found"
 
@@ -90,7 +111,7 @@ def _short_of_loss(facts: Facts) -> str:
         case Decomposition.SAMPLES:
             return "the loss is averaged over samples, not over loss_items"
         case Decomposition.ITEMS:
-            return f"the loss is averaged over {facts.found.items}, not {declared}"
+            return f"the loss is averaged over items, counted by {facts.found.items}, not {declared}"
         case Decomposition.WEIGHTED:
             return f"the loss is a weighted mean, not one {declared}"
     if facts.found.losses_add_up:
@@ -109,8 +130,8 @@ def _reasons(facts: Facts, breaking: tuple[Cause, ...]) -> Iterator[str]:
     drawing = tuple(name for name in facts.random_modules if name not in (PYTHON, NUMPY))
     if drawing:
         yield (
-            f"random numbers are drawn in {listed(drawing)}: each micro-batch draws its own. They were switched off for the "
-            "comparison, every draw replaced by its expected value."
+            f"random numbers are drawn in {listed(drawing)}: each micro-batch draws its own. For the comparison dropout was "
+            "switched off, and other draws were the same for a sample in every way."
         )
     if facts.other_draws:
         yield (
@@ -148,11 +169,14 @@ def _decomposition(facts: Facts) -> str:
         case Decomposition.SUM:
             return "the loss is a sum: f(batch) = sum of f(part), with no weights."
     if facts.found.losses_add_up:
-        return "the loss decomposes, and its gradient does not: something changes gradients in the backward."
+        return (
+            "the losses of parts add up to the whole one within rounding, and their gradients do not: a small term of the loss "
+            "does not decompose, or something changes gradients in the backward."
+        )
     return (
-        "the loss does not decompose: no weights of the parts give the whole, so it compares samples with each other "
-        "(contrastive, in-batch negatives, mining, ranking, covariances), averages its terms over different items, or adds a "
-        "term that is counted once to a sum."
+        "the loss does not decompose: no weights of the parts give the whole. It may compare samples with each other "
+        "(contrastive, in-batch negatives, mining, ranking, covariances), average its terms over different items, be a root or "
+        "a ratio of means, or add a term that is counted once to a sum."
     )
 
 
@@ -174,6 +198,11 @@ def _notes(facts: Facts, *, equal: bool) -> Iterator[str]:
             yield f"{listed(cause.names)} {'keeps' if len(cause.names) == 1 else 'keep'} running state, which is updated once for every micro-batch."
     if facts.padded is not None:
         yield _about_padding(facts.padded)
+    if facts.alike:
+        yield (
+            "the samples of this batch hold the same numbers, which hides what depends on the other samples: check with real "
+            "samples, or with random ones."
+        )
     if facts.shows_no_padding and not facts.declares and facts.found.decomposes is Decomposition.SAMPLES:
         yield (
             "no sample of this batch has more of its integers left out than another. If the loss leaves some out (padding, an "
@@ -182,8 +211,8 @@ def _notes(facts: Facts, *, equal: bool) -> Iterator[str]:
     most = max((way.gradient_difference or 0.0 for way in facts.ways if way.precision == facts.precision), default=0.0)
     if equal and facts.precision == "fp64" and most > EXACT:
         yield (
-            f"gradients differ by up to {most:.1g} of their norm: more than fp64 rounds, and nothing to training in fp32. Weights "
-            "that were summed in fp32 do that, or a small constant in the loss's denominator."
+            f"gradients differ by up to {most:.1g} of their norm, and no parameter's by more than fp32 rounds: more than fp64 does, "
+            "as for weights that were summed in fp32, or a small constant in the loss's denominator."
         )
     if equal and any(not way.equal for way in facts.ways):
         yield f"in the training precision some ways differ by more than the bound; in {facts.precision} they are equal, so it is rounding."

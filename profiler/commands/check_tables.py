@@ -15,7 +15,7 @@ WAYS = {
     Strategy.SUMMED_LOSS: "summed loss, one backward",
     Strategy.ACCUMULATION: "a backward each",
 }
-COLUMNS = ("way", "split", "loss", "parameter sum", "gradient\ndiffers by", "rounding\nallows", "equal")
+COLUMNS = ("way", "split", "loss", "parameter sum", "gradient\ndiffers by", "equal\nup to", "equal")
 
 
 def check_tables(equivalence: Equivalence, workload: str, device: str) -> tuple[Table, ...]:

@@ -283,7 +283,7 @@ def test_wrong_loss_items_are_not_equal_and_the_right_ones_are_named(wrong: Coun
     equivalence = checked(model, batch, token_cross_entropy, loss_items=wrong)
 
     assert equivalence.verdict == (
-        "not equal: the loss is averaged over (batch['labels'] != -100).sum(), not over loss_items"
+        "not equal: the loss is averaged over items, counted by (batch['labels'] != -100).sum(), not over loss_items"
     )
     assert checked(model, batch, token_cross_entropy, loss_items=advised_items(equivalence)).equal
 

@@ -471,8 +471,8 @@ def test_a_gradient_that_is_all_rounding_does_not_make_a_model_unequal() -> None
     model, batch = around_images(nn.InstanceNorm2d(CHANNELS)), image_batch()
     subject = subject_of(model, batch, squared_error, precision="fp32")
     with one_thread():
-        whole = subject.total(Strategy.WHOLE_BATCH, [(batch, 1.0)]).gradients
-        parts = [(subject.take(range(place, place + 2)), 0.25) for place in range(0, SAMPLES, 2)]
+        whole = subject.total(Strategy.WHOLE_BATCH, [(subject.piece(range(SAMPLES)), 1.0)]).gradients
+        parts = [(subject.piece(range(place, place + 2)), 0.25) for place in range(0, SAMPLES, 2)]
         accumulated = subject.total(Strategy.ACCUMULATION, parts).gradients
     place = [name for name, _ in model.named_parameters()].index("first.bias")
     of_bias, again = whole[place], accumulated[place]

@@ -74,12 +74,12 @@ def test_parts_weighted_by_their_items_have_the_whole_batchs_loss_and_gradient(
     subject = subject_of(mlp(seed, hidden, activation), items_batch(counts), item_mean)
     items = [sum(counts[place] for place in places) for places in places_of(tuple(sizes))]
     parts = [
-        (subject.take(places), number / sum(counts))
+        (subject.piece(places), number / sum(counts))
         for places, number in zip(places_of(tuple(sizes)), items, strict=True)
         if number
     ]
     with one_thread():
-        whole = subject.total(Strategy.WHOLE_BATCH, [(subject.batch, 1.0)])
+        whole = subject.total(Strategy.WHOLE_BATCH, [(subject.piece(range(subject.samples)), 1.0)])
         total = subject.total(strategy, parts)
 
     assert total.loss == pytest.approx(whole.loss, rel=1e-10)
@@ -162,6 +162,10 @@ def gradients_like(sizes: list[int]) -> list[Tensor | None]:
     return [torch.randn(size) if size != 7 else None for size in sizes]
 
 
+def sketched(gradients: list[Tensor | None], sizes: list[int]) -> Tensor:
+    return sketch(gradients, [torch.empty(size) for size in sizes])
+
+
 @few
 @given(sizes=lengths, seed=seeds)
 def test_sketches_add_up_as_gradients_do(sizes: list[int], seed: int) -> None:
@@ -169,7 +173,7 @@ def test_sketches_add_up_as_gradients_do(sizes: list[int], seed: int) -> None:
     one, other = gradients_like(sizes), gradients_like(sizes)
     both = [None if a is None or b is None else a.double() + 2 * b.double() for a, b in zip(one, other, strict=True)]
 
-    torch.testing.assert_close(sketch(both, sizes), sketch(one, sizes) + 2 * sketch(other, sizes))
+    torch.testing.assert_close(sketched(both, sizes), sketched(one, sizes) + 2 * sketched(other, sizes))
 
 
 @few
@@ -178,8 +182,8 @@ def test_a_sketch_nearly_keeps_the_norm(sizes: list[int], seed: int) -> None:
     torch.manual_seed(seed)
     gradients = gradients_like(sizes)
 
-    assert len(sketch(gradients, sizes)) <= SKETCH_LENGTH
-    assert float(sketch(gradients, sizes).norm()) == pytest.approx(norm(gradients), rel=0.15)
+    assert sketched(gradients, sizes).shape == (len(sizes), SKETCH_LENGTH)
+    assert float(sketched(gradients, sizes).norm()) == pytest.approx(norm(gradients), rel=0.3)
 
 
 def test_a_difference_in_one_small_parameter_is_seen_in_the_sketch() -> None:
@@ -188,7 +192,7 @@ def test_a_difference_in_one_small_parameter_is_seen_in_the_sketch() -> None:
     gradients = gradients_like(sizes)
     changed = [gradients[0], gradients[1], None]
 
-    assert float((sketch(changed, sizes) - sketch(gradients, sizes)).norm()) == pytest.approx(
+    assert float((sketched(changed, sizes) - sketched(gradients, sizes)).norm()) == pytest.approx(
         norm([gradients[2]]), rel=1e-6
     )
 

@@ -160,6 +160,60 @@ def test_a_batch_that_slicing_cannot_cut_is_cut_by_a_function() -> None:
     assert_close(gradients(model), expected)
 
 
+def test_a_criterion_is_of_the_models_outputs_and_the_targets() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 4, dtype=torch.float64)
+    inputs, targets = torch.randn(7, 3, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 0, 1, 2])
+    criterion = nn.CrossEntropyLoss()
+    whole, expected = whole_gradients(
+        model, lambda model, batch: criterion(model(batch[0]), batch[1]), (inputs, targets)
+    )
+
+    for batch in ((inputs, targets), [inputs, targets]):
+        value = accumulate(model, batch, criterion, PLAN)
+        assert value.item() == pytest.approx(whole.item(), rel=1e-12)
+        assert_close(gradients(model), expected)
+        model.zero_grad()
+
+
+def test_the_items_of_a_criterion_are_counted_as_those_of_a_function() -> None:
+    class Flat(TinyModel):
+        def forward(self, tokens: Tensor) -> Tensor:
+            return super().forward(tokens).transpose(1, 2)
+
+    model = Flat()
+    criterion = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0, 0.5, 1.5], dtype=torch.float64))
+    pair = (BATCH["tokens"], BATCH["targets"])
+    whole, expected = whole_gradients(model, lambda model, batch: criterion(model(batch[0]), batch[1]), pair)
+
+    def class_weights(part: tuple[Tensor, Tensor]) -> float:
+        weight: Any = criterion.weight
+        return float(weight[part[1][part[1] != -100]].sum())
+
+    value = accumulate(model, pair, criterion, PLAN, loss_items=class_weights)
+
+    assert value.item() == pytest.approx(whole.item(), rel=1e-12)
+    assert_close(gradients(model), expected)
+
+
+def test_a_batch_that_is_no_pair_is_none_for_a_criterion() -> None:
+    with pytest.raises(WorkloadError, match=r"the batch is a dict, and .* needs a pair \(inputs, targets\)"):
+        accumulate(TinyModel(), BATCH, nn.CrossEntropyLoss(), PLAN)
+
+
+def test_parts_of_other_sizes_than_asked_for_have_the_gradient_of_the_whole_batch() -> None:
+    model = TinyModel()
+    whole, expected = whole_gradients(model, sample_loss, BATCH)
+
+    def chunks(batch: dict[str, Tensor], sizes: tuple[int, ...]) -> list[dict[str, Tensor]]:
+        return [{name: tensor[start : start + 3] for name, tensor in batch.items()} for start in (0, 3, 6)]
+
+    value = accumulate(model, BATCH, sample_loss, PLAN, split=chunks)
+
+    assert value.item() == pytest.approx(whole.item(), rel=1e-12)
+    assert_close(gradients(model), expected)
+
+
 def test_fifty_steps_by_parts_are_fifty_steps_by_the_whole_batch() -> None:
     curves = []
     for plan in (plan_of((7,)), PLAN):
@@ -412,7 +466,8 @@ def test_a_loss_that_is_no_scalar_is_the_users_bug() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"workload_or_loss": 5}, "the loss is a int: pass a Workload, or a function"),
+        ({"workload_or_loss": 5}, r"the loss is a int: pass a Workload, a function loss\(model, batch\), or"),
+        ({"plan": "plan"}, "the plan is a str: pass an AccumulationPlan, such as find_accumulation_plan returns"),
         ({"workload_or_loss": workload_of(), "loss_items": count_targets}, "a Workload counts its own loss items"),
         ({"loss_items": 5}, "loss_items is a int, which cannot be called"),
         ({"split": 5}, "split is a int, which cannot be called"),

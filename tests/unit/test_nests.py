@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from profiler.nests import leaves_of, length_of, map_leaves, samples_in, slice_nest
+from profiler.nests import can_be_sliced, leaves_of, length_of, map_leaves, map_samples, samples_in, slice_nest
 
 Pair = namedtuple("Pair", ["first", "second"])
 Image = namedtuple("Image", ["pixels", "shape"])
@@ -198,3 +198,116 @@ def test_what_all_samples_share_goes_into_every_part_as_it_is() -> None:
 
     assert part["ids"].shape == (1, 6)
     assert all(part[name] is batch[name] for name in ("positions", "mask", "scale"))
+
+
+# Lists of samples
+
+
+@dataclass(frozen=True)
+class Boxes:
+    corners: Tensor
+
+
+UNEVEN = [torch.ones(places + 1, 2) for places in range(4)]
+LISTS_OF_SAMPLES = [
+    ["a", "b", "c", "d"],
+    ("a", "b", "c", "d"),
+    [7, 8, 9, 10],
+    [{"boxes": boxes} for boxes in UNEVEN],
+    [{"boxes": torch.ones(4, 4), "id": torch.tensor(place)} for place in range(4)],
+    [{"name": "a"}, {"names": ["b", "c"]}, {}, {"name": 3}],
+    [Boxes(corners=boxes) for boxes in UNEVEN],
+    [Pair(boxes, "text") for boxes in UNEVEN],
+    UNEVEN,
+    tuple(boxes.numpy() for boxes in UNEVEN),
+    [torch.tensor(float(place)) for place in range(4)],
+    [["a"], ["b", "c"], [], ["d"]],
+    [torch.ones(4), torch.ones(4), torch.ones(4), torch.ones(5)],
+]
+
+
+@pytest.mark.parametrize("each", LISTS_OF_SAMPLES)
+@pytest.mark.parametrize("nested", [lambda each: {"images": torch.ones(4), "each": each}, lambda each: [None, [each]]])
+def test_a_list_of_samples_below_the_top_is_sliced_and_nothing_in_its_elements(each: Any, nested: Any) -> None:
+    batch = nested(each)
+    part = slice_nest(batch, 1, 3, 4)
+    found = part["each"] if isinstance(part, dict) else part[1][0]
+
+    assert type(found) is type(each)
+    assert len(found) == 2
+    assert all(one is other for one, other in zip(found, each[1:3], strict=True))
+    assert can_be_sliced(batch, 4)
+
+
+@pytest.mark.parametrize(
+    ("samples", "shared"),
+    [
+        (4, ["a", "b", "c"]),
+        (4, ["a", "b", "c", None]),
+        (4, [1, 2.0, 3, 4]),
+        (4, []),
+        (2, Pair("a", "b")),
+        (2, torch.Size([4, 4])),
+        (2, {"a": 1, "b": 2}),
+        (4, "text"),
+        (2, {1, 2}),
+        (2, range(2)),
+    ],
+    ids=str,
+)
+def test_what_is_no_list_of_samples_is_shared(samples: int, shared: Any) -> None:
+    part = slice_nest({"images": torch.ones(samples), "shared": shared}, 0, 1, samples)
+
+    assert part["shared"] == shared
+    assert type(part["shared"]) is type(shared)
+    assert not can_be_sliced({"shared": shared}, samples)
+
+
+@pytest.mark.parametrize("container", [list, tuple])
+@pytest.mark.parametrize("each", [lambda: torch.ones(3, 2), lambda: {"keys": torch.ones(3), "values": np.ones((3, 1))}])
+def test_a_list_of_arrays_that_each_have_all_samples_is_sliced_within(container: Any, each: Any) -> None:
+    levels = container(each() for _ in range(3))
+    part = slice_nest({"levels": levels}, 0, 2, 3)["levels"]
+
+    assert type(part) is container
+    assert len(part) == 3
+    assert {len(leaf) for leaf in leaves_of(part)} == {2}
+
+
+def test_the_batch_itself_is_no_list_of_samples() -> None:
+    mask = torch.ones(1, 5)
+    inputs, found = slice_nest((torch.ones(2, 5), mask), 0, 1, 2)
+
+    assert inputs.shape == (1, 5)
+    assert found is mask
+    assert slice_nest(["a", "b"], 0, 1, 2) == ["a", "b"]
+    assert not can_be_sliced(["a", "b"], 2)
+
+
+def test_a_list_of_a_class_of_its_own_stays_one() -> None:
+    class Targets(list[str]):
+        pass
+
+    part = slice_nest({"targets": Targets("abc")}, 1, 3, 3)["targets"]
+
+    assert type(part) is Targets
+    assert part == ["b", "c"]
+
+
+def test_samples_in_another_order_are_taken_from_lists_and_arrays_alike() -> None:
+    batch = {"ids": torch.arange(3), "texts": ("a", "b", "c"), "scale": torch.ones(2)}
+    order = [2, 0]
+    taken = map_samples(
+        lambda held: [held[place] for place in order] if isinstance(held, list | tuple) else held[order], batch, 3
+    )
+
+    assert taken["ids"].tolist() == [2, 0]
+    assert taken["texts"] == ("c", "a")
+    assert taken["scale"] is batch["scale"]
+
+
+@pytest.mark.parametrize(
+    ("batch", "can"), [(torch.ones(3), True), (torch.ones(2), False), ("abc", False), ({"a": {"b": np.ones(3)}}, True)]
+)
+def test_a_batch_without_anything_of_that_many_samples_cannot_be_sliced(batch: Any, can: bool) -> None:
+    assert can_be_sliced(batch, 3) is can

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections import UserDict, namedtuple
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import fsum, inf, nan
 from typing import Any
@@ -25,7 +25,7 @@ from sample_plans import (
     token_loss,
     whole_gradients,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
 from profiler.errors import UsageError, WorkloadError
 from profiler.nests import leaves_of
@@ -43,13 +43,13 @@ class Tokens:
 
 @st.composite
 def nested(draw: st.DrawFn, samples: int) -> Any:
-    """A nest whose first array has `samples` of them."""
+    """A nest whose first array has `samples` of them, without lists of samples."""
     sliced = st.sampled_from([torch.arange(samples), np.arange(2 * samples).reshape(samples, 2)])
     whole = st.sampled_from(["text", None, 0.5, torch.tensor(1.0), torch.ones(samples + 1), np.ones((samples + 2, 1))])
     inner = st.recursive(
         sliced | whole,
         lambda inner: (
-            st.lists(inner, max_size=3)
+            st.lists(inner, max_size=3).filter(lambda values: len(values) != samples)
             | st.dictionaries(st.text(max_size=2), inner, max_size=3)
             | st.dictionaries(st.text(max_size=2), inner, max_size=3).map(UserDict)
             | st.tuples(inner, inner).map(lambda pair: Pair(*pair))
@@ -64,8 +64,13 @@ def concatenated(leaves: tuple[Any, ...]) -> Any:
     return torch.cat(leaves) if isinstance(leaves[0], Tensor) else np.concatenate(leaves)
 
 
-def lengths(pairs: Iterator[tuple[Any, float]]) -> list[int]:
+def lengths(pairs: Iterable[tuple[Any, float]]) -> list[int]:
     return [len(part) for part, _ in pairs]
+
+
+def grouped(values: Sequence[Any], sizes: Sequence[int]) -> list[Any]:
+    """Consecutive groups of the values, of those sizes."""
+    return [values[stop - size : stop] for size, stop in zip(sizes, np.cumsum(sizes).tolist(), strict=True)]
 
 
 # What is cut
@@ -161,8 +166,79 @@ def test_a_batch_whose_samples_cannot_be_counted_is_refused_with_what_to_pass(ba
 
 
 def test_a_batch_that_slicing_would_copy_whole_into_each_part_is_refused() -> None:
-    with pytest.raises(UsageError, match="the batch has 3 samples by its count, and no array with 3 along dimension 0"):
-        plan_of((2, 1)).split({"texts": ["a", "b", "c"], "scale": torch.ones(5)}, samples=lambda batch: 3)
+    with pytest.raises(
+        UsageError,
+        match="3 samples by its count, and no array with 3 along dimension 0, and below its top no list of 3",
+    ):
+        plan_of((2, 1)).split({"texts": ["a", "b"], "scale": torch.ones(5)}, samples=lambda batch: 3)
+    with pytest.raises(UsageError, match="and below its top no list of 3, to be cut: pass split"):
+        plan_of((2, 1)).split(["a", "b", "c"], samples=len)
+
+
+# Lists of samples
+
+
+class Detector(nn.Module):
+    """One number for each image, and a loss of it and each image's own boxes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(3, 4, dtype=torch.float64)
+
+    def forward(self, image: Tensor) -> Tensor:
+        box: Tensor = torch.tanh(self.layer(image))
+        return box
+
+
+def detection_loss(model: nn.Module, batch: Any) -> Tensor:
+    images, targets = batch
+    losses = [(model(image) - each["boxes"]).square().mean() for image, each in zip(images, targets, strict=True)]
+    return torch.stack(losses).mean()
+
+
+def detections(samples: int, boxes_of: Callable[[int], int]) -> tuple[Tensor, list[dict[str, Any]]]:
+    torch.manual_seed(1)
+    targets = [{"boxes": torch.randn(boxes_of(place), 4, dtype=torch.float64), "id": place} for place in range(samples)]
+    return torch.randn(samples, 3, dtype=torch.float64), targets
+
+
+@given(data=st.data(), plan=plans())
+def test_targets_of_several_boxes_each_have_the_gradient_of_the_whole_batch(
+    data: st.DataObject, plan: AccumulationPlan
+) -> None:
+    samples = data.draw(st.integers(1, plan.effective_batch_size))
+    # Of one target at least not as many boxes as there are samples.
+    counts = [samples + 1, *data.draw(st.lists(st.integers(1, 6), min_size=samples - 1, max_size=samples - 1))]
+    batch = detections(samples, counts.__getitem__)
+    model = Detector()
+    _, expected = whole_gradients(model, detection_loss, batch)
+
+    pairs = list(plan.split(batch))
+    assert [[each["id"] for each in targets] for (_, targets), _ in pairs] == [
+        list(ids) for ids in grouped(range(samples), lengths((images, weight) for (images, _), weight in pairs))
+    ]
+    for part, weight in pairs:
+        (detection_loss(model, part) * weight).backward()
+    assert_close(gradients(model), expected)
+
+
+def test_a_target_with_as_many_boxes_as_samples_keeps_them_all() -> None:
+    images, targets = detections(8, lambda place: place + 1)
+    parts = [part for part, _ in plan_of((3, 3, 2)).split({"images": images, "targets": targets})]
+
+    assert [[len(each["boxes"]) for each in part["targets"]] for part in parts] == [[1, 2, 3], [4, 5, 6], [7, 8]]
+    assert parts[2]["targets"][1]["boxes"] is targets[7]["boxes"]
+
+
+def test_lists_of_images_and_targets_are_cut_where_their_samples_are_counted() -> None:
+    batch = ([torch.ones(3, 4 + place) for place in range(5)], list("abcde"))
+    parts = plan_of((3, 2)).split(batch, samples=lambda batch: len(batch[0]))
+
+    assert [([image.shape[1] for image in images], names, weight) for (images, names), weight in parts] == [
+        ([4, 5, 6], ["a", "b", "c"], 3 / 5),
+        ([7, 8], ["d", "e"], 2 / 5),
+    ]
 
 
 @pytest.mark.parametrize("count", [2.0, None, "3", torch.ones(2)])
@@ -183,8 +259,7 @@ def test_samples_may_be_counted_where_the_first_array_does_not_show_them(count: 
 
 
 def by_text(batch: list[str], sizes: tuple[int, ...]) -> list[list[str]]:
-    stops = np.cumsum(sizes).tolist()
-    return [batch[stop - size : stop] for size, stop in zip(sizes, stops, strict=True)]
+    return grouped(batch, sizes)
 
 
 def test_a_function_of_the_users_cuts_what_slicing_cannot() -> None:
@@ -218,6 +293,52 @@ def test_another_number_of_parts_than_sizes_is_the_users_bug() -> None:
         plan_of((2, 1)).split(torch.ones(3), split=lambda batch, sizes: list(batch))
     with pytest.raises(WorkloadError, match="split returned NoneType: it must return the parts"):
         plan_of((2, 1)).split(torch.ones(3), split=lambda batch, sizes: None)  # type: ignore[arg-type,return-value]
+
+
+def test_parts_of_other_sizes_than_asked_for_are_weighed_by_their_own() -> None:
+    batch = torch.arange(10)
+    pairs = list(plan_of((3, 3, 2, 2)).split(batch, split=lambda batch, sizes: batch.split(3)))
+
+    assert [(len(part), weight) for part, weight in pairs] == [(3, 0.3), (3, 0.3), (3, 0.3), (1, 0.1)]
+    assert sum(part.double().mean() * weight for part, weight in pairs).item() == pytest.approx(4.5)
+
+
+def test_the_users_parts_are_counted_by_samples_where_that_is_given() -> None:
+    pairs = plan_of((3, 3, 2)).split(
+        list("abcdefgh"), split=lambda batch, sizes: grouped(batch, [2, 3, 3]), samples=len
+    )
+
+    assert [(len(part), weight) for part, weight in pairs] == [(2, 2 / 8), (3, 3 / 8), (3, 3 / 8)]
+
+
+def test_a_part_that_cannot_be_counted_has_the_size_that_was_asked_for() -> None:
+    pairs = plan_of((2, 1)).split(torch.ones(3), split=lambda batch, sizes: [object(), batch[2:]])
+
+    assert [weight for _, weight in pairs] == [2 / 3, 1 / 3]
+
+
+@pytest.mark.parametrize("loss_items", [None, count_rows])
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ([2, 2, 2], r"parts of \[3, 3, 2\] samples and returned parts of \[2, 2, 2\], 6 in all, where the batch has 8"),
+        ([3, 3, 3], r"returned parts of \[3, 3, 3\], 9 in all, where the batch has 8: return parts of the sizes"),
+        ([4, 2, 2], r"returned parts of \[4, 2, 2\], and the plan was proved for up to 3: return .* pass samples"),
+    ],
+)
+def test_parts_that_are_not_the_batch_or_larger_than_the_plans_are_the_users_bug(
+    sizes: list[int], message: str, loss_items: Any
+) -> None:
+    def wrong(batch: Tensor, asked: tuple[int, ...]) -> list[Tensor]:
+        return [torch.ones(size) for size in sizes]
+
+    with pytest.raises(WorkloadError, match=message):
+        plan_of((3, 3, 2)).split(torch.ones(8), loss_items, split=wrong)
+
+
+def test_parts_of_less_than_no_samples_are_the_users_bug() -> None:
+    with pytest.raises(WorkloadError, match=r"returned parts of \[4, -1\], 3 in all.*\(they are counted by samples\)"):
+        plan_of((2, 1)).split(3, split=lambda batch, sizes: [4, -1], samples=lambda batch: batch)
 
 
 @pytest.mark.parametrize("name", ["loss_items", "split", "samples", "sum_over_replicas"])

@@ -109,6 +109,51 @@ def test_a_window_larger_than_the_plans_effective_batch_is_refused() -> None:
         next(plan_of((3, 2)).windows(loader))
 
 
+def test_a_loader_whose_windows_never_reach_the_effective_batch_is_refused_when_the_second_begins() -> None:
+    loader = DataLoader(TensorDataset(torch.arange(19)), batch_size=2)
+    parts = plan_of((3, 3, 2)).windows(loader)
+
+    assert [len(next(parts)[0][0]) for _ in range(3)] == [2, 2, 2]
+    with pytest.raises(
+        UsageError, match=r"3 micro-batches of the loader had 6 samples and more .* the plan has 8 per .*batch_sampler"
+    ):
+        next(parts)
+
+
+def test_a_short_window_is_refused_when_another_follows_even_if_it_had_no_items() -> None:
+    loader = [torch.tensor([0]), torch.tensor([0]), torch.tensor([1, 1])]
+
+    with pytest.raises(
+        UsageError, match=r"2 micro-batches of the loader had 2 samples .* the plan has 4 per optimizer"
+    ):
+        list(plan_of((2, 2)).windows(loader, count_rows))
+
+
+def test_a_short_window_of_as_many_micro_batches_may_be_the_last() -> None:
+    loader = Reading([torch.ones(2), torch.ones(2), torch.ones(2), torch.ones(1)])
+    steps = [(weight, is_last, loader.read) for _, weight, is_last in plan_of((2, 2)).windows(loader)]
+
+    assert steps == [(0.5, False, 2), (0.5, True, 2), (2 / 3, False, 4), (1 / 3, True, 4)]
+
+
+@pytest.mark.parametrize("loader", [5, None, len])
+def test_a_loader_that_cannot_be_iterated_is_refused_by_the_call(loader: Any) -> None:
+    with pytest.raises(
+        UsageError, match=rf"the loader is a {type(loader).__name__}, which cannot be iterated: pass a Data"
+    ):
+        plan_of((2, 2)).windows(loader)
+
+
+def test_a_loader_may_be_whatever_python_iterates() -> None:
+    class Indexed:
+        def __getitem__(self, index: int) -> Tensor:
+            return (torch.ones(2), torch.ones(2))[index]
+
+    loader: Any = Indexed()
+
+    assert [weight for _, weight, _ in plan_of((2, 2)).windows(loader)] == [0.5, 0.5]
+
+
 def test_micro_batches_that_cannot_be_counted_are_refused_unless_a_function_counts_them() -> None:
     plan = plan_of((2, 2))
 
