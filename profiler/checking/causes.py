@@ -108,7 +108,7 @@ def _behind(subject: Subject, mixing: tuple[str, ...], look: Callable[[Subject],
 
 def _present(subject: Subject) -> dict[Kind, Cause]:
     """What may break it, before it is measured."""
-    norms = tuple(batch_norms(subject.model))
+    norms = tuple(batch_norms(subject))
     found = {Kind.BATCH_NORM: norms, Kind.STATE: keeping_state(subject), Kind.HOOKS: hooked_parameters(subject.model)}
     return {
         kind: Cause(kind=kind, names=names) if kind is Kind.HOOKS else _cause(subject, kind, names)
@@ -118,7 +118,7 @@ def _present(subject: Subject) -> dict[Kind, Cause]:
 
 
 def _cause(subject: Subject, kind: Kind, names: tuple[str, ...]) -> Cause:
-    modules = dict(subject.model.named_modules())
+    modules = subject.modules()
     classes = [type(modules[name]).__name__ for name in names]
     shown = tuple(name or class_name for name, class_name in zip(names, classes, strict=True))  # "" is the model itself
     return Cause(

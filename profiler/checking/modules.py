@@ -14,11 +14,11 @@ from profiler.checking.state import changed_names, state_kept, state_of
 from profiler.checking.subject import Subject
 
 
-def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
+def batch_norms(subject: Subject) -> dict[str, _BatchNorm]:
     """The BatchNorm layers that normalise by the batch they are given, by qualified name."""
     return {
         name: module
-        for name, module in model.named_modules()
+        for name, module in subject.modules().items()
         if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None)
     }
 
@@ -29,7 +29,7 @@ def frozen_statistics(subject: Subject) -> Iterator[None]:
 
     Those that a new model has (mean 0, variance 1) would let activations grow from layer to layer.
     """
-    layers = list(batch_norms(subject.model).values())
+    layers = list(batch_norms(subject).values())
     if not layers:
         yield
         return
@@ -66,7 +66,7 @@ def _layer_state(layer: _BatchNorm) -> Callable[[], None]:
 
 def keeping_state(subject: Subject) -> tuple[str, ...]:
     """The modules whose buffers or parameters a forward changes, by qualified name, but for those of `batch_norms`."""
-    known = set(batch_norms(subject.model))
+    known = set(batch_norms(subject))
     before = state_of(subject.model)
     with state_kept(subject.model):
         subject.forward(range(subject.samples), keep_state=False)

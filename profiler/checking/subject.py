@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from profiler.checking.draws import FixedDraws, InFloat64, seed_others
 from profiler.checking.gradients import Gradients, distance, gradients_of, norm, norms, sketch
-from profiler.checking.state import copied, default_dtype, state_kept
+from profiler.checking.state import copied, default_dtype, modules_in, state_kept
 from profiler.devices.out_of_memory import Failure, Verdict, classify
 from profiler.errors import MicrobatchError
 from profiler.nests import map_samples, slice_nest
@@ -100,6 +100,12 @@ class Subject:
     def tolerance(self) -> float:
         """What a gradient may differ by and still be the same to training, likewise."""
         return max(self.exact, NEARLY)
+
+    def modules(self) -> dict[str, nn.Module]:
+        """The modules of the model by qualified name, and those that the loss holds, such as a discriminator, by "loss.name"."""
+        held = [module for module in modules_in(self.passes.loss) if module is not self.model]
+        of_loss = {f"loss.{name}".rstrip("."): each for module in held for name, each in module.named_modules()}
+        return {**of_loss, **dict(self.model.named_modules())}
 
     def is_steady(self) -> bool:
         """Whether the whole batch has the same loss twice, from the same start."""

@@ -146,6 +146,15 @@ def test_samples_that_are_alike_hide_nothing_of_batch_norm_and_are_noted() -> No
     assert any("hold the same numbers" in note for note in equivalence.notes)
 
 
+def test_batch_norm_in_a_module_that_the_loss_holds_is_named() -> None:
+    torch.manual_seed(0)
+    judge = nn.Sequential(nn.Linear(CLASSES, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
+    equivalence = checked(mlp(CLASSES), numbers(), lambda model, batch: judge(model(batch)).square().mean())
+
+    assert (equivalence.equal, equivalence.modules) == (False, ("loss.1",))
+    assert equivalence.decomposes is Decomposition.SAMPLES
+
+
 class Heads(nn.Module):
     def __init__(self) -> None:
         super().__init__()
