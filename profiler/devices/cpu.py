@@ -77,7 +77,7 @@ class CpuDevice(Device):
             available_bytes=available_bytes(),
             environment={
                 "python": platform.python_version(),
-                "torch": torch.__version__,
+                "torch": str(torch.__version__),  # its own class of text, which no process without torch could read
                 "system": f"{platform.system()} {platform.release()}",
                 "device_name": _processor_name(),
                 "threads": str(torch.get_num_threads()),

@@ -77,7 +77,7 @@ class CudaDevice(Device):
             available_bytes=free,
             environment={
                 "python": platform.python_version(),
-                "torch": torch.__version__,
+                "torch": str(torch.__version__),
                 "system": f"{platform.system()} {platform.release()}",
                 "device_name": properties.name,
                 "compute_capability": f"{properties.major}.{properties.minor}",

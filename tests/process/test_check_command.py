@@ -279,3 +279,13 @@ def test_an_interrupted_check_leaves_no_worker(tmp_path: Path) -> None:
     assert errors.splitlines()[-1].startswith("interrupted: ")
     assert "Traceback" not in errors
     wait_for_the_end_of(mark)
+
+
+def test_the_commands_own_process_does_without_torch(tmp_path: Path) -> None:
+    script = "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr))\n"
+    script += f"import runpy; runpy.run_path({str(CLI)!r}, run_name='__main__')"
+    command = [sys.executable, "-c", script, "check", "digits-cnn", "--effective-batch", "2", "--json", "--quiet"]
+    ended = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True)
+
+    assert ended.stderr.splitlines()[-1] == "False"
+    assert json.loads(ended.stdout)["equal"]
