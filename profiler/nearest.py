@@ -7,14 +7,17 @@ from difflib import get_close_matches
 
 
 def nearest_names(name: str, known: Iterable[str], *, count: int = 3) -> list[str]:
-    """Up to `count` of the names in `known` that are spelled most like `name`, the best first; [] where none is like it.
+    """Up to `count` of the names in `known` that are spelled most like `name`, the best first.
 
+    Where none is spelled like it, the longest that it begins with, such as bert for bert-base-uncased; [] where there is none.
     Upper and lower case, hyphens and underscores are no difference.
     """
     by_folded: dict[str, str] = {}
     for candidate in known:
         by_folded.setdefault(_folded(candidate), candidate)
-    return [by_folded[match] for match in get_close_matches(_folded(name), by_folded, n=count)]
+    matches = get_close_matches(_folded(name), by_folded, n=count)
+    begins = sorted((start for start in by_folded if start and _folded(name).startswith(f"{start}_")), key=len)
+    return [by_folded[match] for match in matches or begins[-1:]]
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -48,3 +48,11 @@ def test_only_known_names_are_named(name: str, known: list[str], count: int) -> 
 
     assert set(names) <= set(known)
     assert len(names) <= count
+
+
+def test_a_name_that_only_begins_like_a_known_one_means_the_longest_such() -> None:
+    known = ["bert", "bert-base", "gpt2", "t5"]
+
+    assert nearest_names("bert-base-uncased-with-more-words", known) == ["bert-base"]
+    assert nearest_names("t5-a-small-one", known) == ["t5"]
+    assert nearest_names("t5x-a-small-one", known) == []
