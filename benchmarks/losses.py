@@ -14,7 +14,6 @@ import json
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from math import isnan, nan
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks.loss_entries import ENTRIES, SAMPLES, Count, Divided, Entry
+from benchmarks.threads import one_thread
 from profiler.checking.check import equivalence_of
 from profiler.devices import open_device
 from profiler.equivalence import Decomposition, Equivalence
@@ -82,20 +82,9 @@ def row_of(entry: Entry) -> Row:
 
 def checked(workload: Workload) -> Equivalence:
     """The check's answer for the workload, in this process."""
-    with warnings.catch_warnings(), _one_thread():
+    with warnings.catch_warnings(), one_thread():
         warnings.filterwarnings("ignore", "reduction: 'mean' divides the total loss")  # KLDivLoss
         return equivalence_of(Training.start(workload, torch.device("cpu"), Phase()), SAMPLES, thorough=False)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Inside the block operators do not share their work, which for tensors as small as these takes longer than to do it."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def largest_difference(found: Equivalence) -> float:

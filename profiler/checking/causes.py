@@ -14,7 +14,7 @@ from profiler.checking.holding import held
 from profiler.checking.mixing import mixing_modules
 from profiler.checking.modules import batch_norms, frozen_statistics, hooked_parameters, keeping_state, without_hooks
 from profiler.checking.state import put_state, state_of
-from profiler.checking.subject import Part, Subject, tried
+from profiler.checking.subject import Part, Subject
 from profiler.checking.ways import Split, deviation
 from profiler.equivalence import Decomposition, Way
 
@@ -26,10 +26,10 @@ MOST_ROUNDS = 4
 class Kind(StrEnum):
     """What a module does that breaks the identity."""
 
-    BATCH_NORM = "normalises each micro-batch by itself"
-    STATE = "changes its state at every forward"
-    HOOKS = "hooks change each micro-batch's gradient"
-    MIXING = "lets the samples of a batch see each other"
+    BATCH_NORM = "normalises by the micro-batch"
+    STATE = "keeps state"
+    HOOKS = "changes gradients"
+    MIXING = "mixes samples"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,12 +53,15 @@ class Cause:
 
 
 def find_causes(
-    subject: Subject, splits: tuple[Split, ...], least: int, declared: Counter, *, declares: bool
+    subject: Subject, splits: tuple[Split, ...], least: int, declared: Counter | None
 ) -> tuple[Found, tuple[Cause, ...]]:
-    """How the loss decomposes with everything switched off that could break it, and what breaks it switched on alone."""
+    """How the loss decomposes with everything switched off that could break it, and what breaks it switched on alone.
+
+    declared: the workload's own `loss_items`, None where it counts samples.
+    """
     present = _present(subject)
     with _quiet(subject, *present) as quiet:
-        found, mixing = _decomposed(quiet, splits, least, declared if declares else None)
+        found, mixing = _decomposed(quiet, splits, least, declared)
         frozen = _deviation(quiet, splits[0], found) if present else None
     # Without weights that make the rest add up there is nothing that one cause alone could be measured against.
     known = found.decomposes is not Decomposition.NO and not mixing
@@ -103,7 +106,7 @@ def _behind(subject: Subject, mixing: tuple[str, ...], look: Callable[[Subject],
         with held(subject, mixing) as quiet:
             return look(quiet)
 
-    return tried(behind, subject.passes.device.type)
+    return subject.tried(behind)
 
 
 def _present(subject: Subject) -> dict[Kind, Cause]:
@@ -150,7 +153,7 @@ def _unmeasured(cause: Cause) -> Cause:
 
 
 def _deviation(subject: Subject, sizes: Split, found: Found) -> Way | None:
-    got: Way | str = tried(lambda: deviation(subject, sizes, found.weights(sizes)), subject.passes.device.type)
+    got: Way | str = subject.tried(lambda: deviation(subject, sizes, found.weights(sizes)))
     return None if isinstance(got, str) else got
 
 
@@ -176,7 +179,7 @@ def _measured(subject: Subject, splits: tuple[Split, ...]) -> Measured:
     """The whole batch and the parts of the two splits that tell most, where they run; the smallest parts last."""
     divisions = []
     for sizes in splits[-2:]:
-        parts = [tried(partial(subject.part, places), subject.passes.device.type) for places in places_of(sizes)]
+        parts = [subject.tried(partial(subject.part, places)) for places in places_of(sizes)]
         ran = tuple(part for part in parts if isinstance(part, Part))
         if len(ran) == len(parts):
             divisions.append(ran)

@@ -16,14 +16,14 @@ from torch._dynamo import OptimizedModule
 
 from profiler.checking.causes import find_causes
 from profiler.checking.counts import samples_are_alike, shows_no_padding
-from profiler.checking.decomposition import Counter, places_of
+from profiler.checking.decomposition import Counter, shares
 from profiler.checking.draws import FixedDraws, module_names
 from profiler.checking.facts import NUMPY, PYTHON, Facts
 from profiler.checking.fields import Fields
 from profiler.checking.gradients import gradients_of, norm
 from profiler.checking.padding import collated_apart
 from profiler.checking.state import batch_in_float64, copied, in_float64, modules_in, state_kept
-from profiler.checking.subject import Subject, tried
+from profiler.checking.subject import Subject, in_a_line
 from profiler.checking.ways import Split, reference_of, splits_of, way, whole_way
 from profiler.checking.words import in_words
 from profiler.equivalence import Equivalence, Way
@@ -44,6 +44,7 @@ def equivalence_of(training: Training, samples: int, *, thorough: bool) -> Equiv
     Raises whatever the workload raises in a whole batch, and WorkloadError where its loss is no number, where no part of
     the batch runs, or where `loss_items` gives what is no count.
     """
+    declares = training.workload.loss_items is not None
     subject = _subject(training, samples)
     count = _counter(training, subject)
     steady = subject.is_steady()
@@ -56,19 +57,19 @@ def equivalence_of(training: Training, samples: int, *, thorough: bool) -> Equiv
         trained = _ways(subject, splits, count, thorough=True)
     with ExitStack() as stack:
         exact, why_not_exact = _exact(subject, stack)
-        ways = trained if trained and exact is subject else _ways(exact, splits, count, thorough=thorough)
+        deciding = trained if trained and exact is subject else _ways(exact, splits, count, thorough=thorough)
         padded: Way | None = None
-        if thorough and all(way.equal for way in ways):
+        if thorough and all(each.equal for each in deciding):
             sizes = splits[0]
-            padded = collated_apart(exact, training.workload.make_batch, sizes, _shares(sizes, count))
-        found, causes = find_causes(exact, splits, least, count, declares=training.workload.loss_items is not None)
+            padded = collated_apart(exact, training.workload.make_batch, sizes, shares(sizes, count))
+        found, causes = find_causes(exact, splits, least, count if declares else None)
     return in_words(
         Facts(
             samples=samples,
             precision=exact.precision,
-            declares=training.workload.loss_items is not None,
+            declares=declares,
             counted=(float(count(range(samples))), sum(float(count((place,))) for place in range(samples))),
-            ways=(*ways, *(trained if trained is not ways else ())),
+            ways=deciding if deciding is trained else (*deciding, *trained),
             found=found,
             causes=causes,
             random_modules=random_modules,
@@ -104,7 +105,7 @@ def _subject(training: Training, samples: int) -> Subject:
         samples=samples,
         precision=_precision(model, training.workload.precision),
     )
-    measured = tried(subject.measure_rounding, passes.device.type) if subject.precision != "fp64" else 0.0
+    measured = subject.tried(subject.measure_rounding) if subject.precision != "fp64" else 0.0
     return subject.altered(rounding=inf if isinstance(measured, str) else measured)
 
 
@@ -150,8 +151,8 @@ def _drawing(subject: Subject) -> tuple[str, ...]:
     """The modules that draw random numbers in a forward, and other sources that change in it."""
     numpy = sys.modules.get("numpy")
     with module_names(subject.model) as where:
-        watched = subject.altered(draws=FixedDraws(where), before_forward=(lambda: states.append(_states()),))
         states: list[tuple[object, ...]] = []
+        watched = subject.altered(draws=FixedDraws(where), before_forward=(lambda: states.append(_states()),))
         watched.forward(range(subject.samples))
     names = list(watched.draws.drew)
     before, after = states[0], _states()
@@ -167,7 +168,7 @@ def _with_fields(subject: Subject, least: int) -> Subject:
     shapes: list[dict[int, tuple[int, ...]]] = []
     for places in (range(subject.samples), range(least)):
         fields.seen = {}
-        tried(partial(learning.forward, places), subject.passes.device.type)
+        subject.tried(partial(learning.forward, places))
         shapes.append(fields.seen)
     fields.learn(shapes[0], shapes[1], least)
     return learning.altered()
@@ -185,7 +186,7 @@ def _least(subject: Subject) -> tuple[int, str]:
     """The smallest part that runs, and why a smaller one does not, "" where one sample does."""
     why = ""
     for size in range(1, min(LARGEST_LEAST, subject.samples // 2) + 1):
-        got = tried(partial(subject.part, range(size)), subject.passes.device.type)
+        got = subject.tried(partial(subject.part, range(size)))
         if not isinstance(got, str):
             return size, why
         why = why or got
@@ -208,7 +209,7 @@ def _exact(subject: Subject, stack: ExitStack) -> tuple[Subject, str]:
             whole = exact.part(range(subject.samples))
             why = "" if isfinite(whole.loss) else "its loss is not a number there"
         except Exception as error:  # a type that a kernel does not have, memory for twice the bytes: all say no
-            why = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
+            why = in_a_line(error)
         if not why:
             stack.enter_context(trial.pop_all())
             return exact, ""
@@ -216,15 +217,8 @@ def _exact(subject: Subject, stack: ExitStack) -> tuple[Subject, str]:
 
 
 def _ways(subject: Subject, splits: tuple[Split, ...], count: Counter, *, thorough: bool) -> tuple[Way, ...]:
-    shares = {sizes: _shares(sizes, count) for sizes in splits}
-    reference = reference_of(subject, splits[-1], shares[splits[-1]])
+    weights = {sizes: shares(sizes, count) for sizes in splits}
+    reference = reference_of(subject, splits[-1], weights[splits[-1]])
     strategies = (Strategy.SUMMED_LOSS, Strategy.ACCUMULATION) if thorough else (Strategy.ACCUMULATION,)
-    others = (way(subject, reference, strategy, sizes, shares[sizes]) for strategy in strategies for sizes in splits)
+    others = (way(subject, reference, strategy, sizes, weights[sizes]) for strategy in strategies for sizes in splits)
     return (whole_way(subject, reference), *others)
-
-
-def _shares(sizes: Split, count: Counter) -> list[float]:
-    """Each part's weight, as the workload declares it."""
-    counts = [float(count(places)) for places in places_of(sizes)]
-    total = sum(counts) or 1.0
-    return [number / total for number in counts]

@@ -13,11 +13,13 @@ from torch import Tensor
 
 from profiler.checking.counts import counts_in, named_tensors
 from profiler.checking.gradients import is_same
-from profiler.checking.subject import Part, Subject, tried
+from profiler.checking.subject import Part, Subject
 from profiler.equivalence import Decomposition
 
 # What the samples of a part, given by their places in the batch, count together.
 Counter = Callable[[Sequence[int]], float]
+# How what the workload declares is called where a loss averages over it.
+DECLARED = "loss_items(batch)"
 SOLVED = 16.0
 # A weight this small beside the largest is the rounding of none.
 NOTHING = 1e-9
@@ -55,14 +57,20 @@ class Found:
         """The factor of each part's loss, for parts of those many samples in order."""
         if self.decomposes is Decomposition.SUM:
             return [1.0] * len(split)
-        counts = [float(self.count(places)) for places in places_of(split)]
-        return [number / sum(counts) for number in counts]
+        return shares(split, self.count)
 
 
 def places_of(split: Sequence[int]) -> list[range]:
     """The places in the batch of each part's samples."""
     ends = list(accumulate(split))
     return [range(end - size, end) for end, size in zip(ends, split, strict=True)]
+
+
+def shares(split: Sequence[int], count: Counter) -> list[float]:
+    """Each part's share of what all count; zeros where none counts anything."""
+    counts = [float(count(places)) for places in places_of(split)]
+    total = sum(counts) or 1.0
+    return [number / total for number in counts]
 
 
 def decompose(subject: Subject, measured: Measured, declared: Counter | None, *, pairs: bool = True) -> Found:
@@ -76,7 +84,7 @@ def decompose(subject: Subject, measured: Measured, declared: Counter | None, *,
         counts = [declared(part.samples) for part in measured.divisions[-1]]
         whole_numbers = all(float(count).is_integer() for count in counts)
         kind = Decomposition.ITEMS if whole_numbers else Decomposition.WEIGHTED
-        return Found(decomposes=kind, count=declared, items="loss_items(batch)")
+        return Found(decomposes=kind, count=declared, items=DECLARED)
     for tolerance in dict.fromkeys((subject.exact, subject.tolerance)):
         found = _known(subject, measured, tolerance) or (_by_pairs(subject, measured, tolerance) if pairs else None)
         if found is not None:
@@ -179,7 +187,7 @@ def _relative_weight(subject: Subject, reference: Part, other: Part, tolerance: 
     if not (isfinite(other.loss) and isfinite(other.norm)):
         return 0.0  # a part without items is 0 / 0
     places = sorted((*reference.samples, *other.samples))
-    both = tried(partial(subject.part, places), subject.passes.device.type)
+    both = subject.tried(partial(subject.part, places))
     if isinstance(both, str):
         return None
     # The loss is one more equation beside the gradient's, brought to about its size.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from profiler.checking.fields import FROM_UNIFORM, SEED, Fields
+from profiler.checking.fields import FROM_UNIFORM, SEED, Fields, Look, probability
 from profiler.checking.state import to_float64
 
 LOSS = "the loss"
@@ -71,7 +71,7 @@ class FixedDraws(TorchDispatchMode):
         uniform = self.fields.uniform(result)
         if uniform is None:
             return None
-        return result.copy_(make(lambda name: _argument(function, args, kwargs, name), uniform))
+        return result.copy_(make(_look(function, args, kwargs), uniform))
 
 
 def _without_dropout(
@@ -86,21 +86,26 @@ def _without_dropout(
     return args, kwargs, None
 
 
-def _argument(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Any:
-    for place, argument in enumerate(function._schema.arguments):
-        if argument.name == name:
-            return args[place] if place < len(args) else kwargs.get(name, argument.default_value)
-    return None
+def _look(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Look:
+    """The arguments of a call by name, with their defaults; None for one that the operator does not have."""
+
+    def look(name: str) -> Any:
+        for place, argument in enumerate(function._schema.arguments):
+            if argument.name == name:
+                return args[place] if place < len(args) else kwargs.get(name, argument.default_value)
+        return None
+
+    return look
 
 
 Expected = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 
 
-def _filled(value_of: Callable[[Callable[[str], Any]], Any]) -> Expected:
+def _filled(value_of: Callable[[Look], Any]) -> Expected:
     """The operator's own result, every number of it replaced; `value_of` is given a look-up of arguments by name."""
 
     def expected(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        value = value_of(lambda name: _argument(function, args, kwargs, name))
+        value = value_of(_look(function, args, kwargs))
         result = function(*args, **kwargs)
         if isinstance(value, Tensor):
             return result.copy_(value)
@@ -109,13 +114,8 @@ def _filled(value_of: Callable[[Callable[[str], Any]], Any]) -> Expected:
     return expected
 
 
-def _bernoulli(argument: Callable[[str], Any]) -> Any:
-    p = argument("p")
-    return argument("self") if p is None else p
-
-
-def _integer(argument: Callable[[str], Any]) -> int:
-    return int(((argument("low") or 0) + argument("high") - 1) // 2)
+def _integer(look: Look) -> int:
+    return int(((look("low") or 0) + look("high") - 1) // 2)
 
 
 def _permutation(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -125,7 +125,7 @@ def _permutation(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 def _chosen(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The likeliest, over and over or, without replacement, one after the other."""
     probabilities, count = args[:2]
-    if _argument(function, args, kwargs, "replacement"):
+    if _look(function, args, kwargs)("replacement"):
         return probabilities.argmax(dim=-1, keepdim=True).expand(*probabilities.shape[:-1], count).clone()
     return probabilities.topk(count, dim=-1).indices
 
@@ -138,10 +138,11 @@ def _dropout(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
 
 
 def _rrelu(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if not _argument(function, args, kwargs, "training"):
+    look = _look(function, args, kwargs)
+    if not look("training"):
         return None
     source, noise = args[:2]  # the noise is what the backward multiplies by
-    slope = (_argument(function, args, kwargs, "lower") + _argument(function, args, kwargs, "upper")) / 2
+    slope = (look("lower") + look("upper")) / 2
     noise.copy_(torch.where(source <= 0, slope, 1.0))
     result = source * noise
     return source.copy_(result) if function._schema.name.endswith("_") else result
@@ -159,27 +160,27 @@ def _first_everywhere(function: Any, args: tuple[Any, ...], kwargs: dict[str, An
 
 
 _EXPECTED: dict[str, Expected] = {
-    "bernoulli": _filled(_bernoulli),
-    "bernoulli_": _filled(_bernoulli),
-    "uniform": _filled(lambda argument: (argument("from") + argument("to")) / 2),
-    "uniform_": _filled(lambda argument: (argument("from") + argument("to")) / 2),
-    "normal": _filled(lambda argument: argument("mean")),
-    "normal_": _filled(lambda argument: argument("mean")),
-    "exponential": _filled(lambda argument: 1 / argument("lambd")),
-    "exponential_": _filled(lambda argument: 1 / argument("lambd")),
-    "rand": _filled(lambda argument: 0.5),
-    "rand_like": _filled(lambda argument: 0.5),
-    "randn": _filled(lambda argument: 0.0),
-    "randn_like": _filled(lambda argument: 0.0),
+    "bernoulli": _filled(probability),
+    "bernoulli_": _filled(probability),
+    "uniform": _filled(lambda look: (look("from") + look("to")) / 2),
+    "uniform_": _filled(lambda look: (look("from") + look("to")) / 2),
+    "normal": _filled(lambda look: look("mean")),
+    "normal_": _filled(lambda look: look("mean")),
+    "exponential": _filled(lambda look: 1 / look("lambd")),
+    "exponential_": _filled(lambda look: 1 / look("lambd")),
+    "rand": _filled(lambda look: 0.5),
+    "rand_like": _filled(lambda look: 0.5),
+    "randn": _filled(lambda look: 0.0),
+    "randn_like": _filled(lambda look: 0.0),
     "randint": _filled(_integer),
     "randint_like": _filled(_integer),
     "randperm": _permutation,
     "multinomial": _chosen,
     "native_dropout": _dropout,
-    "poisson": _filled(lambda argument: argument("self")),
-    "_standard_gamma": _filled(lambda argument: argument("self")),
-    "_sample_dirichlet": _filled(lambda argument: argument("self") / argument("self").sum(dim=-1, keepdim=True)),
-    "binomial": _filled(lambda argument: argument("count") * argument("prob")),
+    "poisson": _filled(lambda look: look("self")),
+    "_standard_gamma": _filled(lambda look: look("self")),
+    "_sample_dirichlet": _filled(lambda look: look("self") / look("self").sum(dim=-1, keepdim=True)),
+    "binomial": _filled(lambda look: look("count") * look("prob")),
     "rrelu_with_noise": _rrelu,
     "rrelu_with_noise_": _rrelu,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from profiler.checking.causes import Cause, Kind
-from profiler.checking.decomposition import Found
+from profiler.checking.decomposition import DECLARED, Found
 from profiler.checking.draws import LOSS
 from profiler.equivalence import Decomposition, Way
 
@@ -43,7 +43,7 @@ class Facts:
     def declared_right(self) -> bool:
         """Whether the weights that the workload declares are those by which its loss decomposes."""
         if self.declares:
-            return self.found.items == "loss_items(batch)"
+            return self.found.items == DECLARED
         return self.found.decomposes is Decomposition.SAMPLES
 
     @property

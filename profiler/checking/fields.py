@@ -101,9 +101,14 @@ def _integer(look: Look, uniform: Tensor) -> Tensor:
     return low + (uniform * (high - low)).floor()
 
 
+def probability(look: Look) -> Any:
+    """Of a coin that comes up 1: its own argument, or the tensor that is given in its place."""
+    given = look("p")
+    return look("self") if given is None else given
+
+
 def _coin(look: Look, uniform: Tensor) -> Tensor:
-    probability: Tensor | float | None = look("p")
-    coins: Tensor = uniform < (look("self") if probability is None else probability)
+    coins: Tensor = uniform < probability(look)
     return coins
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from profiler.checking.state import changed_names, state_kept, state_of
+from profiler.checking.state import changed_names, state_kept
 from profiler.checking.subject import Subject
 
 
@@ -67,8 +67,7 @@ def _layer_state(layer: _BatchNorm) -> Callable[[], None]:
 def keeping_state(subject: Subject) -> tuple[str, ...]:
     """The modules whose buffers or parameters a forward changes, by qualified name, but for those of `batch_norms`."""
     known = set(batch_norms(subject))
-    before = state_of(subject.model)
-    with state_kept(subject.model):
+    with state_kept(subject.model) as before:
         subject.forward(range(subject.samples), keep_state=False)
         changed = [name.rpartition(".")[0] for name in changed_names(subject.model, before)]
     return tuple(name for name in dict.fromkeys(changed) if name not in known)

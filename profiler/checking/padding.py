@@ -11,7 +11,7 @@ import torch
 from profiler.batches import DatasetBatches, tensors_of, to_device
 from profiler.checking.decomposition import places_of
 from profiler.checking.state import batch_in_float64
-from profiler.checking.subject import Piece, Subject, tried
+from profiler.checking.subject import Piece, Subject
 from profiler.checking.ways import Split, reference_of, way_of_parts
 from profiler.equivalence import Way
 from profiler.outcomes import Strategy
@@ -32,8 +32,8 @@ def collated_apart(
         batch = to_device(make_batch.of(places), device)
         return batch_in_float64(batch) if subject.precision == "fp64" else batch
 
-    again = tried(partial(made, range(subject.samples)), device.type)
-    apart = [tried(partial(made, places), device.type) for places in places_of(sizes)]
+    again = subject.tried(partial(made, range(subject.samples)))
+    apart = [subject.tried(partial(made, places)) for places in places_of(sizes)]
     cut = [subject.take(places) for places in places_of(sizes)]
     if any(isinstance(part, str) for part in (again, *apart)) or not _same(again, subject.batch, torch.equal):
         return None

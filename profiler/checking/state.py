@@ -48,11 +48,11 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 @contextmanager
-def state_kept(model: nn.Module) -> Iterator[None]:
-    """At the end of the block the model's parameters and buffers hold what they held before."""
+def state_kept(model: nn.Module) -> Iterator[State]:
+    """At the end of the block the model's parameters and buffers hold what they held before, which is given."""
     before = state_of(model)
     try:
-        yield
+        yield before
     finally:
         put_state(model, before)
 

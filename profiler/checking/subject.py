@@ -101,6 +101,15 @@ class Subject:
         """What a gradient may differ by and still be the same to training, likewise."""
         return max(self.exact, NEARLY)
 
+    def tried(self, run: Callable[[], T]) -> T | str:
+        """What `run` gives; where it raises for another reason than memory, what it raised, in a line."""
+        try:
+            return run()
+        except Exception as error:
+            if classify(Failure.of(error), device_type=self.passes.device.type).verdict is Verdict.CERTAIN:
+                raise
+            return in_a_line(error)
+
     def modules(self) -> dict[str, nn.Module]:
         """The modules of the model by qualified name, and those that the loss holds, such as a discriminator, by "loss.name"."""
         held = [module for module in modules_in(self.passes.loss) if module is not self.model]
@@ -201,12 +210,7 @@ class Subject:
         )
 
 
-def tried(run: Callable[[], T], device_type: str) -> T | str:
-    """What `run` gives; where it raises for another reason than memory, what it raised, in a line."""
-    try:
-        return run()
-    except Exception as error:
-        if classify(Failure.of(error), device_type=device_type).verdict is Verdict.CERTAIN:
-            raise
-        text = next(iter(str(error).strip().splitlines()), "")
-        return text if isinstance(error, MicrobatchError) else f"{type(error).__name__}: {text}"
+def in_a_line(error: Exception) -> str:
+    """What was raised; an error of this package's own says enough without its class."""
+    text = next(iter(str(error).strip().splitlines()), "")
+    return text if isinstance(error, MicrobatchError) else f"{type(error).__name__}: {text}"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from profiler.checking.decomposition import places_of
 from profiler.checking.gradients import Gradients, distances, is_same, norms
-from profiler.checking.subject import Part, Piece, Subject, Total, tried
+from profiler.checking.subject import Part, Piece, Subject, Total
 from profiler.equivalence import Way
 from profiler.outcomes import Strategy
 from profiler.plan import least_steps, split
@@ -65,7 +65,7 @@ def reference_of(subject: Subject, parts: Split, weights: Sequence[float]) -> Re
     whole, losses = norms(total.gradients), 0.0
     scales = torch.zeros_like(whole)
     for places, weight in zip(places_of(parts), weights, strict=True):
-        part = tried(partial(subject.part, places), subject.passes.device.type) if weight else ""
+        part = subject.tried(partial(subject.part, places)) if weight else ""
         if isinstance(part, Part) and isfinite(part.loss) and isfinite(part.norm):
             losses, scales = losses + weight * abs(part.loss), scales + weight * part.norms
     return Reference(
@@ -101,7 +101,7 @@ def way_of_parts(
     subject: Subject, reference: Reference, strategy: Strategy, parts: Sequence[tuple[Piece, float]], sizes: Split
 ) -> Way:
     """The same for parts that are at hand, each with its weight."""
-    got = tried(lambda: subject.total(strategy, parts), subject.passes.device.type)
+    got = subject.tried(lambda: subject.total(strategy, parts))
     bound = reference.bound(subject)
     if isinstance(got, str):
         return _failed(subject, strategy, sizes, bound, got)

@@ -13,14 +13,13 @@ from profiler.equivalence import Decomposition, Equivalence, Way
 
 # Above what fp64 rounds, whatever the parts contribute to the gradient.
 EXACT = 16 * FP64_ROUNDING
-
-
 # More than rounding in fp32 makes of a gradient, whatever the model.
 FAR = 0.02
-PLURAL = {
-    Kind.BATCH_NORM: "normalise each micro-batch by itself",
-    Kind.STATE: "change their state at every forward",
-    Kind.MIXING: "let the samples of a batch see each other",
+# What one module does, and what several do.
+DOES = {
+    Kind.BATCH_NORM: ("normalises each micro-batch by itself", "normalise each micro-batch by itself"),
+    Kind.STATE: ("changes its state at every forward", "change their state at every forward"),
+    Kind.MIXING: ("lets the samples of a batch see each other", "let the samples of a batch see each other"),
 }
 
 
@@ -142,10 +141,11 @@ def _reasons(facts: Facts, breaking: tuple[Cause, ...]) -> Iterator[str]:
 
 def _what_it_does(cause: Cause) -> str:
     if cause.kind is Kind.HOOKS:
-        return f"{cause.kind.value} of {listed(cause.names)}{_measured(cause)}."
+        return f"hooks change each micro-batch's gradient of {listed(cause.names)}{_measured(cause)}."
     classes = ", ".join(cause.classes)
     named = "the model itself" if cause.is_model else listed(cause.names)
-    return f"{named} ({classes}) {cause.kind.value if len(cause.names) == 1 else PLURAL[cause.kind]}{_measured(cause)}."
+    one, several = DOES[cause.kind]
+    return f"{named} ({classes}) {one if len(cause.names) == 1 else several}{_measured(cause)}."
 
 
 def _how_it_decomposes(facts: Facts) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -180,3 +182,27 @@ class Runs:
 
     def __exit__(self, *error: object) -> None:
         self._pool.shutdown(cancel_futures=True)
+
+
+def interrupted(folder: Path, *arguments: str, after_lines: int) -> list[str]:
+    """The first lines of progress of a command that is interrupted after them; it ends in words, and no worker is left."""
+    mark = uuid.uuid4().hex
+    running = subprocess.Popen(
+        [sys.executable, str(CLI), *arguments],
+        cwd=folder,
+        env=environment(MARK=mark),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert running.stderr is not None
+    lines = [running.stderr.readline() for _ in range(after_lines)]
+    assert len(processes_with(mark)) > 1
+    running.send_signal(signal.SIGINT)
+    output, errors = running.communicate(timeout=30)
+    assert running.returncode == 130
+    assert output == ""
+    assert errors.splitlines()[-1].startswith("interrupted: ")
+    assert "Traceback" not in errors
+    wait_for_the_end_of(mark)
+    return lines

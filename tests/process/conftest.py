@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-import torch
 
+from benchmarks import threads
 from profiler.devices.cpu import CpuDevice
 from profiler.workers.client import ForkServer
 from profiler.workers.runner import ProcessRunner
@@ -16,12 +16,9 @@ from profiler.workers.runner import ProcessRunner
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
     """Tiny tensors gain nothing from more threads, which on a busy machine wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
+    with threads.one_thread(), pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -2,17 +2,15 @@ from __future__ import annotations
 
 import json
 import re
-import signal
 import subprocess
 import sys
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from process.commands import CLI, Ran, Runs, environment, processes_with, user_folder, wait_for_the_end_of
+from process.commands import CLI, Ran, Runs, environment, interrupted, user_folder
 
 # Beside the sound and broken workloads of every command's folder.
 LOSSES = """\
@@ -258,27 +256,11 @@ def test_a_check_without_the_memory_ends_with_3(runs: Runs) -> None:
 
 
 def test_an_interrupted_check_leaves_no_worker(tmp_path: Path) -> None:
-    folder, mark = user_folder(tmp_path / "check"), uuid.uuid4().hex
+    folder = user_folder(tmp_path / "check")
     (folder / "losses.py").write_text(LOSSES)
-    running = subprocess.Popen(
-        [sys.executable, str(CLI), "check", "losses.py:endless", "--device", "cpu", "--json"],
-        cwd=folder,
-        env=environment(MARK=mark),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert running.stderr is not None
-    assert "may be used" in running.stderr.readline()
-    assert len(processes_with(mark)) > 1
-    running.send_signal(signal.SIGINT)
-    output, errors = running.communicate(timeout=30)
+    (line,) = interrupted(folder, "check", "losses.py:endless", "--device", "cpu", "--json", after_lines=1)
 
-    assert running.returncode == 130
-    assert output == ""
-    assert errors.splitlines()[-1].startswith("interrupted: ")
-    assert "Traceback" not in errors
-    wait_for_the_end_of(mark)
+    assert "may be used" in line
 
 
 def test_the_commands_own_process_does_without_torch(tmp_path: Path) -> None:

@@ -4,10 +4,6 @@ import json
 import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,15 +11,12 @@ from typing import Any
 import pytest
 
 from process.commands import (
-    CLI,
     ROOT,
     Ran,
     Runs,
-    environment,
+    interrupted,
     microbatch,
-    processes_with,
     user_folder,
-    wait_for_the_end_of,
 )
 from profiler.run_folder import FILES
 
@@ -319,26 +312,10 @@ def test_devices_as_json_have_facts_or_a_reason(runs: Runs) -> None:
 
 
 def test_an_interrupted_probe_keeps_its_records_and_leaves_no_worker(tmp_path: Path) -> None:
-    folder, mark = user_folder(tmp_path / "run"), uuid.uuid4().hex
-    running = subprocess.Popen(
-        [sys.executable, str(CLI), "probe", "train.py:slow", "--device", "cpu", "--output", "stopped"],
-        cwd=folder,
-        env=environment(MARK=mark),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert running.stderr is not None
-    lines = [running.stderr.readline() for _ in range(3)]
+    folder = user_folder(tmp_path / "run")
+    command = ("probe", "train.py:slow", "--device", "cpu", "--output", "stopped")
+    lines = interrupted(folder, *command, after_lines=3)
     assert lines[-1].startswith("  size "), lines
-    assert len(processes_with(mark)) > 1
-    running.send_signal(signal.SIGINT)
-    output, errors = running.communicate(timeout=30)
-    assert running.returncode == 130
-    assert output == ""
-    assert errors.splitlines()[-1].startswith("interrupted: ")
-    assert "Traceback" not in errors
-    wait_for_the_end_of(mark)
 
     drawn = microbatch("plot", "stopped", folder=folder)
     assert drawn.status == 0, drawn.errors

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.threads import one_thread
 from profiler.batches import count_samples
 from profiler.checking.check import equivalence_of
 from profiler.checking.subject import Subject
@@ -50,17 +50,6 @@ def subject_of(model: nn.Module, batch: Any, loss: Loss, *, precision: str = "fp
     """What the check looks at, in one precision; the model and the batch must be of that type already."""
     passes = Passes(model=model, loss=loss, device=CPU)
     return Subject(passes=passes, model=model, batch=batch, samples=count_samples(batch), precision=precision)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Tensors this small are slower on several threads, much slower where other processes want them too."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def furthest(equivalence: Equivalence, precision: str = "fp64") -> float:

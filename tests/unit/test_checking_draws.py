@@ -13,7 +13,6 @@ from checking_models import (
     checked,
     furthest,
     mlp,
-    one_thread,
     regression_batch,
     squared_error,
 )
@@ -35,6 +34,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
+from benchmarks.threads import one_thread
 from profiler.checking.draws import _EXPECTED, FixedDraws
 from profiler.checking.state import default_dtype
 from profiler.equivalence import Decomposition

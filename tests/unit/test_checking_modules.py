@@ -17,7 +17,6 @@ from checking_models import (
     class_batch,
     furthest,
     mlp,
-    one_thread,
     regression_batch,
     squared_error,
     subject_of,
@@ -26,6 +25,7 @@ from checking_models import (
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.threads import one_thread
 from profiler.equivalence import Decomposition, Equivalence
 from profiler.outcomes import Strategy
 

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from checking_models import IGNORED, advised_items, checked, one_thread, subject_of
+from checking_models import IGNORED, advised_items, checked, subject_of
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.threads import one_thread
 from profiler.checking.decomposition import places_of
 from profiler.checking.gradients import SKETCH_LENGTH, distance, norm, sketch
 from profiler.checking.ways import splits_of
