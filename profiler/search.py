@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass, replace
-from math import ceil, floor, sqrt
+from math import ceil, floor, inf, log2, sqrt
 
 from profiler.curve import Line
 from profiler.errors import UsageError
@@ -29,8 +29,17 @@ GRAIN = 1 / 2**14
 MAX_JUMP = 16
 # A failed size this close to the line's crossing means a line that is slightly off; further away, a curve that bends.
 NEAR = 1.05
-# Sizes of a line are at least this ratio apart.
+# A line that was carried beyond this many times its last size, and disproved, is taken to be off by this share.
+FAR = 1.25
+OFF = 1 / 64
+# Steps along an end that was crept along grow by this factor; a bracket is halved once so many trials in a row crept.
+STRIDES = 8
+PATIENCE = 2
+# A fit at which memory grew by less than this share of what the line said is one of those.
+AS_SAID = 0.5
+# Two sizes make a line where they are this ratio apart, or at least this part of the way that the line is carried on.
 APART = 0.98
+LEVER = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,10 +52,14 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
-    """What a size came to. `peak_bytes` is None where it says nothing about the line (it failed, or fitted by retrying)."""
+    """What a size came to. `peak_bytes` is None where it says nothing about the line (it failed, or fitted by retrying).
+
+    at_most: where it failed and the failure named the largest size there can be, that size.
+    """
 
     fits: bool
     peak_bytes: int | None = None
+    at_most: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,33 +69,28 @@ class SearchResult:
     largest_fit: int
     smallest_misfit: int | None
 
-    @property
-    def limited_by(self) -> str:
-        """ "memory" or "ceiling"."""
-        return "ceiling" if self.smallest_misfit is None else "memory"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Guess:
     """Where the curve crosses the limit, in sizes: at most `size`, short of it by perhaps `doubt`; told by the `grain`."""
 
+    bytes_per_sample: float
     size: float
     doubt: float
     grain: float
 
 
 def _guess(points: list[tuple[int, int]], capacity_bytes: int) -> _Guess | None:
-    """The crossing by the last line, doubted by how much the slope changed from the line before it."""
-    points = _apart(points)
+    """The crossing by the last line that rises, doubted by how much the slope changed from the line before it."""
+    points = _telling(points, capacity_bytes)
     if len(points) < 2:
         return None
     last = Line.through(points[-2], points[-1])
     size = last.crossing(capacity_bytes)
-    if size is None:
-        return None
+    assert size is not None, "a line that rises crosses every height"
     grain = max(1.0, GRAIN * capacity_bytes / last.bytes_per_sample)
     if len(points) < 3:
-        return _Guess(size=size, doubt=size, grain=grain)
+        return _Guess(bytes_per_sample=last.bytes_per_sample, size=size, doubt=size, grain=grain)
     before = Line.through(points[-3], points[-2])
     span_before, span = points[-2][0] - points[-3][0], points[-1][0] - points[-2][0]
     steeper = last.bytes_per_sample - before.bytes_per_sample
@@ -91,102 +99,137 @@ def _guess(points: list[tuple[int, int]], capacity_bytes: int) -> _Guess | None:
     else:  # no convex curve does that: the earlier line was off, by more the shorter its span
         steeper *= min(1.0, span_before / span)
     reach = max(size - points[-1][0], 0.0)
-    return _Guess(size=size, doubt=reach * abs(steeper) / last.bytes_per_sample, grain=grain)
+    doubt = reach * abs(steeper) / last.bytes_per_sample
+    return _Guess(bytes_per_sample=last.bytes_per_sample, size=size, doubt=doubt, grain=grain)
 
 
-def _apart(points: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The last three of the sorted `points` that lie apart: sizes next to each other give a slope of mere rounding."""
-    kept: list[tuple[int, int]] = []
-    for point in reversed(points):
-        if not kept or point[0] <= APART * kept[0][0]:
+def _telling(points: list[tuple[int, int]], capacity_bytes: int) -> list[tuple[int, int]]:
+    """The last three of the sorted `points` whose lines tell a slope: those on a plateau, or too close together, do not.
+
+    Rounding moves a line's crossing by as many times itself as the crossing is further away than the two points are apart.
+    """
+    kept = points[-1:]
+    for point in reversed(points[:-1]):
+        first = kept[0]
+        reach = kept[1][0] - first[0] if len(kept) > 1 else _reach(point, first, capacity_bytes)
+        if point[1] < first[1] and (first[0] - point[0] >= reach / LEVER or point[0] <= APART * first[0]):
             kept.insert(0, point)
-    return kept[-3:]
+        if len(kept) == 3:
+            break
+    return kept
+
+
+def _reach(point: tuple[int, int], last: tuple[int, int], capacity_bytes: int) -> float:
+    """How far beyond `last` the line through both crosses the capacity, in samples."""
+    crossing = Line.through(point, last).crossing(capacity_bytes)
+    return inf if crossing is None else crossing - last[0]
 
 
 def largest_fit(
-    capacity_bytes: int, *, ceiling: int | None = None, multiple_of: int = 1, start: int = 1
+    capacity_bytes: int, *, ceiling: int | None = None, multiple_of: int = 1, smallest: int = 1, start: int = 1
 ) -> Generator[Request, Observation, SearchResult]:
     """Find the largest size that fits: yields what to try, is sent what it came to, returns the result.
 
     capacity_bytes: only chooses what to try. ceiling: no size above it is tried; it is itself tried before it is the
-    answer. multiple_of: only multiples of it are tried, and the result's misfit is the next multiple. start: the first
-    size, brought to a multiple. No size is requested twice. Works in units of `multiple_of` throughout.
+    answer. multiple_of: only multiples of it are tried, and the result's misfit is the next multiple. smallest: none below
+    it is tried; the result is 0 where it fails. start: the first size. Both are brought to a multiple. No size is requested
+    twice. Works in units of `multiple_of` throughout.
     """
-    if capacity_bytes < 1 or multiple_of < 1 or start < 1 or (ceiling is not None and ceiling < multiple_of):
+    least = ceil(smallest / multiple_of) if multiple_of > 0 else 0
+    if min(capacity_bytes, least, start) < 1 or (ceiling is not None and ceiling < least * multiple_of):
         raise UsageError(
-            f"cannot search: capacity {capacity_bytes} bytes, multiple of {multiple_of}, start {start}, ceiling {ceiling}; "
-            "all must be positive, and the ceiling at least the multiple."
+            f"cannot search: capacity {capacity_bytes} bytes, multiple of {multiple_of}, from {smallest} on, start {start}, "
+            f"ceiling {ceiling}; all must be positive, and the ceiling at least the smallest size."
         )
     top = None if ceiling is None else ceiling // multiple_of
-    low, high, failed = 0, None if top is None else top + 1, False
+    low, high, failed = least - 1, None if top is None else top + 1, False
+    edge: int | None = None
     points: list[tuple[int, int]] = []
-    size = max(1, ceil(start / multiple_of))
+    size = max(least, ceil(start / multiple_of))
     move = _Move(size=size if top is None else min(size, top), why="the smallest size")
-    creeps = 0
+    creeps, guess = 0, None
     while True:
         seen = yield Request(micro_batch_size=int(move.size) * multiple_of, why=move.why)
-        bracket = low, high if failed else None
+        before = _width(low, high) if failed and high is not None else None
+        said = False
         if seen.fits:
             low = int(move.size)
             points += [(low, seen.peak_bytes)] if seen.peak_bytes is not None else []
+            said = guess is None or _as_said(low, points, guess)
         else:
             high, failed = int(move.size), True
+            edge = edge if seen.at_most is None else seen.at_most // multiple_of
         if high is not None and high - low == 1:
-            return SearchResult(largest_fit=low * multiple_of, smallest_misfit=high * multiple_of if failed else None)
-        crept = int(move.at_end and _crept(bracket, (low, high if failed else None)))
-        creeps = max(creeps, 0) + crept if seen.fits else min(creeps, 0) - crept
+            found = low * multiple_of if low >= least else 0
+            return SearchResult(largest_fit=found, smallest_misfit=high * multiple_of if failed else None)
+        narrowed = high is not None and failed and (before is None or _width(low, high) <= before / 2)
+        creeps = 0 if said or narrowed else creeps + 1
         guess = _guess(sorted(points), capacity_bytes)
         move = _narrow(low, high, guess, creeps) if failed and high is not None else _ascend(low, guess, creeps)
+        if edge is not None and high is not None and low <= edge < high - 1:
+            move = _Move(size=edge if low < edge else edge + 1, why=f"there is no more than {edge * multiple_of}")
         inside = max(floor(move.size), low + 1)
         move = replace(move, size=inside if high is None else min(inside, high - 1))
 
 
-def _crept(before: tuple[int, int | None], after: tuple[int, int | None]) -> bool:
-    """Whether a trial brought the bracket (largest fit, smallest misfit or None) little nearer to its end."""
-    if before[1] is None or after[1] is None:
-        return before[1] is None and after[1] is None and before[0] >= APART * after[0]
-    return after[1] - after[0] > (before[1] - before[0]) / 2
+def _as_said(low: int, points: list[tuple[int, int]], guess: _Guess) -> bool:
+    """Whether memory grew from the last fit but one to `low` by at least half of what the line said.
+
+    Where the peak of `low` is not known: whether the line ends there.
+    """
+    (size, peak_bytes), (larger, more_bytes) = points[-2:]
+    if larger != low:
+        return low == floor(guess.size)
+    return more_bytes - peak_bytes >= AS_SAID * guess.bytes_per_sample * (larger - size)
+
+
+def _width(low: int, high: int) -> float:
+    """How wide a bracket is, by its ratio where it is wider than 2, as its middle is."""
+    return log2(high / low) if high > 2 * low > 0 else (high - low) / max(low, 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Move:
-    """The next size, not yet brought inside the bracket. at_end: whether it lies where a line ends, not short of it."""
+    """The next size, not yet brought inside the bracket."""
 
     size: float
     why: str
-    at_end: bool = False
 
 
 def _ascend(low: int, guess: _Guess | None, creeps: int) -> _Move:
     """Nothing failed yet: along the line as far as it is trusted."""
     if guess is None:
         why = "memory hardly grows yet: a larger step" if low > 1 else "a second point for the line"
-        return _Move(size=low * GROWTH, why=why)
+        return _Move(size=max(low, 1) * GROWTH, why=why)
     if guess.doubt > max(1.0, AGREEMENT * guess.size):
-        return _Move(size=min(low * GROWTH, (low + guess.size) / 2), why="the line is still bending")
+        size = max((low + guess.size) / 2, low + _stride(creeps, guess))
+        return _Move(size=min(low * GROWTH, size), why="the line is still bending")
     return _Move(
         size=min(max(floor(guess.size), low + _stride(creeps, guess)), low * MAX_JUMP),
         why=f"the line reaches the capacity near {guess.size:.0f}" + (f": above {low}" if guess.size < low + 1 else ""),
-        at_end=True,
     )
 
 
 def _narrow(low: int, high: int, guess: _Guess | None, creeps: int) -> _Move:
-    """A size failed: along the line where it points inside the bracket, else away from the end that disproved it."""
-    if guess is None or guess.size > NEAR * high or high - low <= 2 * guess.grain:
-        # Far apart, the sizes' ratio is unknown rather than their difference, so the middle is the geometric one.
-        middle = sqrt(low * high) if high > 2 * low > 0 else (low + high) / 2
+    """A size failed: along the line where it points inside the bracket, else away from the end that disproved it.
+
+    Where that crept, the bracket is halved: a line can stay just beside every trial, where memory bends or grows in steps.
+    """
+    # Far apart, the sizes' ratio is unknown rather than their difference, so the middle is the geometric one.
+    middle = sqrt(low * high) if high > 2 * low > 0 else (low + high) / 2
+    patience = 1 if guess is not None and guess.size >= high > FAR * low else PATIENCE
+    if guess is None or guess.size > NEAR * high or creeps >= patience or high - low <= 2 * guess.grain:
         return _Move(size=middle, why=f"between {low}, which fits, and {high}, which does not")
-    half = (high - low) / 2
-    least, most = low + min(_stride(creeps, guess), half), high - min(_stride(-creeps, guess), half)
+    stride = min(_stride(creeps, guess), (high - low) / 2)
     if guess.size >= high:
-        # Its doubt off the disproved end, since a good line is seldom off by more.
-        size, why = high - max(1.0, guess.doubt), f"the line's {guess.size:.0f} is disproved: below {high}"
+        # Its doubt off the disproved end, since a good line is seldom off by more; one that was drawn far is off by some.
+        off = max(guess.doubt, 1.0 if high <= FAR * low else OFF * high)
+        size, why = max(high - off, middle), f"the line's {guess.size:.0f} is disproved: below {high}"
     elif guess.size < low + 1:
-        size, why = least, f"fits beyond the line's {guess.size:.0f}: above {low}"
+        size, why = low + stride, f"fits beyond the line's {guess.size:.0f}: above {low}"
     else:
         size, why = _target(low, guess), f"the line reaches the capacity near {guess.size:.0f}"
-    return _Move(size=min(max(size, least), most), why=why, at_end=size >= floor(guess.size) or guess.size >= high)
+    return _Move(size=min(max(size, low + stride), high - stride), why=why)
 
 
 def _stride(creeps: int, guess: _Guess) -> float:
@@ -194,7 +237,7 @@ def _stride(creeps: int, guess: _Guess) -> float:
 
     A line can stay just ahead of every fit (memory in steps), and a curve can be flat up to the limit.
     """
-    return float(floor(guess.grain) * 4 ** max(0, creeps - 1))
+    return float(floor(guess.grain) * STRIDES**creeps)
 
 
 def _target(low: int, guess: _Guess) -> float:

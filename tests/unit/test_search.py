@@ -23,16 +23,30 @@ def search(
     *,
     capacity: int = CAPACITY,
     retried: Callable[[int], bool] = lambda size: False,
+    most: int | None = None,
 ) -> tuple[list[Request], SearchResult]:
-    """What was asked, and the answer, on a device where a micro-batch of n takes curve(n) bytes."""
+    """What was asked, and the answer, on a device where a micro-batch of n takes curve(n) bytes.
+
+    most: no larger size can be run, which a size that is refused says.
+    """
     asking = largest_fit(capacity, **options)
     asked = [next(asking)]
     while len(asked) <= MOST_TRIALS:
         size = asked[-1].micro_batch_size
         needed = int(curve(size))
-        says_nothing = needed > capacity or retried(size)
+        refused = most is not None and size > most
+        fits = needed <= capacity and not refused
+        says_nothing = not fits or retried(size)
         try:
-            asked.append(asking.send(Observation(fits=needed <= capacity, peak_bytes=None if says_nothing else needed)))
+            asked.append(
+                asking.send(
+                    Observation(
+                        fits=fits,
+                        peak_bytes=None if says_nothing else needed,
+                        at_most=most if refused else None,
+                    )
+                )
+            )
         except StopIteration as end:
             return asked, end.value
     raise AssertionError(f"no end after {[request.micro_batch_size for request in asked]}")
@@ -87,7 +101,6 @@ def test_the_sizes_that_are_tried(curve: Curve, options: dict[str, int], tried: 
     assert sizes(asked) == tried
     step = options.get("multiple_of", 1)
     assert result == SearchResult(largest_fit=answer, smallest_misfit=answer + step)
-    assert result.limited_by == "memory"
 
 
 @pytest.mark.parametrize(
@@ -123,7 +136,6 @@ def test_a_ceiling_is_tried_and_never_passed(
 
     assert sizes(asked) == tried
     assert found == result
-    assert found.limited_by == ("ceiling" if result.smallest_misfit is None else "memory")
 
 
 @pytest.mark.parametrize(
@@ -132,8 +144,27 @@ def test_a_ceiling_is_tried_and_never_passed(
     ids=["ceiling 0", "ceiling below the multiple", "start 0", "multiple 0"],
 )
 def test_what_cannot_be_searched_is_refused(options: dict[str, int]) -> None:
-    with pytest.raises(UsageError, match="all must be positive, and the ceiling at least the multiple"):
+    with pytest.raises(UsageError, match="all must be positive, and the ceiling at least the smallest"):
         search(line(12, 2.3), options)
+
+
+def test_no_size_below_the_smallest_is_tried() -> None:
+    asked, result = search(line(12, 2.3), {"smallest": 3})
+    assert sizes(asked)[0] == 3
+    assert result == SearchResult(largest_fit=217, smallest_misfit=218)
+
+    asked, result = search(line(12, 260), {"smallest": 2})
+    assert sizes(asked) == [2]
+    assert result == SearchResult(largest_fit=0, smallest_misfit=2)
+
+
+@pytest.mark.parametrize("most", [1, 2, 100, 216, 217, 218, 5000])
+def test_a_failure_that_names_the_largest_size_leads_there(most: int) -> None:
+    asked, result = search(line(12, 2.3), most=most)
+
+    answer = min(most, 217)
+    assert result == SearchResult(largest_fit=answer, smallest_misfit=answer + 1)
+    assert len(asked) <= 7
 
 
 def test_no_capacity_cannot_be_searched() -> None:
