@@ -35,6 +35,7 @@ def find_accumulation_plan(
     headroom: float = DEFAULT_HEADROOM,
     data_parallel_size: int = 1,
     equal: bool = False,
+    multiple_of: int = 1,
     ceiling: int | Literal["target"] | None = "target",
     isolation: Literal["process", "none"] = "process",
     limits: Limits | None = None,
@@ -59,6 +60,7 @@ def find_accumulation_plan(
         data_parallel_size=data_parallel_size,
         ceiling=ceiling,
         equal=equal,
+        multiple_of=multiple_of,
         isolation=isolation,
         limits=limits or Limits(),
     )
@@ -111,7 +113,7 @@ def probe(
             plan = planned if isinstance(planned, AccumulationPlan) else None
             note_spread(prober)
             if comparison:
-                size = plan.micro_batch_sizes[0] if plan is not None else max(1, finding.largest_fit // 8)
+                size = plan.micro_batch_sizes[0] if plan is not None else _some_size(prober, finding.largest_fit)
                 rows = _compared(prober, size, watch)
             if isinstance(planned, str):
                 watch(Noted(text=planned))
@@ -198,14 +200,20 @@ def _checked(
     prober: Prober, largest_fit: int, effective_batch_size: int | None, observe: Observer
 ) -> Equivalence | None:
     """What a few samples say; None, with a note, where they could not be checked, which is no failure of a probe."""
-    size = max(2, min(PROBED_SAMPLES, largest_fit))
+    # Parts of the smallest size that runs, two at least.
+    size = max(2 * prober.smallest_size, min(PROBED_SAMPLES, largest_fit))
     if effective_batch_size is not None and effective_batch_size >= 2:
-        size = min(size, effective_batch_size)
+        size = min(size, max(2, effective_batch_size))
     try:
         return prober.check(size, thorough=False)
     except MicrobatchError as error:
         observe(Noted(text=f"not checked: {error}"))
         return None
+
+
+def _some_size(prober: Prober, largest_fit: int) -> int:
+    """A micro-batch of which several fit as one batch."""
+    return max(prober.smallest_size, largest_fit // 8 // prober.multiple_of * prober.multiple_of)
 
 
 def _compared(prober: Prober, size: int, observe: Observer) -> tuple[Trial, ...]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, default_collate
 
-from profiler.errors import UsageError, WorkloadError
+from profiler.errors import ShortBatch, UsageError, WorkloadError
 from profiler.nests import leaves_of, map_leaves
 
 
@@ -43,13 +43,16 @@ def count_samples(batch: Any) -> int:
 
 
 def check_batch(batch: Any, size: int) -> None:
-    """Raise WorkloadError unless `batch` holds `size` samples."""
+    """Raise WorkloadError unless `batch` holds `size` samples: ShortBatch where it holds fewer."""
     samples = count_samples(batch)
-    if samples != size:
-        raise WorkloadError(
-            f"make_batch({size}) returned a batch of {samples} samples: it must return as many as it is asked for "
-            "(dimension 0 of its first tensor)."
-        )
+    said = (
+        f"make_batch({size}) returned a batch of {samples} samples: it must return as many as it is asked for "
+        "(dimension 0 of its first tensor)."
+    )
+    if samples < size:
+        raise ShortBatch(said, samples=samples)
+    if samples > size:
+        raise WorkloadError(said)
 
 
 def to_device(batch: Any, device: torch.device) -> Any:

@@ -43,3 +43,14 @@ def line_through_last(points: Iterable[tuple[int, int]]) -> Line | None:
     last = ordered[-1]
     before = next((point for point in reversed(ordered) if point[0] <= LINE_SHARE * last[0]), ordered[0])
     return Line.through(before, last) if before[0] < last[0] and before[1] < last[1] else None
+
+
+def falls(points: Iterable[tuple[int, int]], noise_bytes: float) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """Two of `points` (size, bytes) of which the larger size needs less, by more than `noise_bytes`; None where none does."""
+    highest: tuple[int, int] | None = None
+    for point in sorted(points):
+        if highest is not None and point[1] < highest[1] - noise_bytes:
+            return highest, point
+        if highest is None or point[1] > highest[1]:
+            highest = point
+    return None

@@ -9,6 +9,7 @@ from typing import Any
 from profiler.codec import encode
 from profiler.equivalence import Equivalence
 from profiler.lines import SCHEMA, throughput_entries, trial_entries
+from profiler.outcomes import OutOfMemory
 from profiler.plan import AccumulationPlan
 from profiler.records import Records, records_of
 from profiler.report import Report, RunInfo
@@ -39,7 +40,7 @@ def to_json_document(results: Report | Records, files: Iterable[Path] = ()) -> d
         "search": {
             "trials": records.search_trials,
             "seconds": records.search_seconds,
-            "out_of_memory": sum(not trial.fits for trial in records.trials),
+            "out_of_memory": sum(isinstance(trial.outcome, OutOfMemory) for trial in records.trials),
         },
         "notes": list(records.notes),
         "files": [str(path) for path in files],

@@ -3,6 +3,8 @@
     MicrobatchError
     ├── UsageError         an argument cannot be used; change the call            (exit status 2)
     ├── WorkloadError      the user's model, batch, loss or optimizer has a bug   (exit status 2)
+    │   ├── ShortBatch     the batch maker gave fewer samples than were asked for
+    │   └── TooFewSamples  the model cannot train a micro-batch that small
     ├── TrialError         a trial ended in a way that says nothing about memory  (exit status 2)
     ├── NothingFits        not even the smallest micro-batch fits                 (exit status 3)
     └── DeviceUnavailable  the device is absent or cannot do what was asked       (exit status 4)
@@ -32,6 +34,18 @@ class WorkloadError(MicrobatchError):
     def __init__(self, message: str, *, user_traceback: str | None = None) -> None:
         super().__init__(message)
         self.user_traceback = user_traceback
+
+
+class ShortBatch(WorkloadError):
+    """The batch maker gave fewer samples than it was asked for: `samples`, which may be all that it has."""
+
+    def __init__(self, message: str, *, samples: int = 0) -> None:
+        super().__init__(message)
+        self.samples = samples
+
+
+class TooFewSamples(WorkloadError):
+    """The workload trains larger micro-batches only: BatchNorm has no variance of a single value."""
 
 
 class TrialError(MicrobatchError):

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from profiler.devices.out_of_memory import Failure, Verdict, classify, confirms
-from profiler.errors import MicrobatchError, TrialError, WorkloadError
-from profiler.outcomes import Fits, OutOfMemory
+from profiler.errors import MicrobatchError, ShortBatch, TooFewSamples, TrialError, WorkloadError
+from profiler.outcomes import Outcome, OutOfMemory, Refused
 from profiler.trial import Completed, Failed
 from profiler.units import format_bytes, format_seconds
 from profiler.workers.protocol import Died, TimedOut
 
+# How data that has come to its end says so.
+_END_OF_DATA = frozenset({"IndexError", "StopIteration"})
 # What to do about a check that takes too much; a probe's own effective batch is its aim, and stays.
 FEWER_SAMPLES = "run `microbatch check` with a smaller --effective-batch"
 
@@ -20,7 +22,7 @@ class Circumstances:
     """What is known about a trial from outside of it, by which suspects are judged.
 
     predicted_bytes: what the line through earlier sizes says, None without a line. smaller_fits: whether a smaller size
-    ran in a worker of its own. is_check: whether it compared accumulation with the whole batch, of `micro_batch_size`
+    ran in a worker of its own. smaller_ran: whether a smaller size has run at all. is_check: whether it compared accumulation with the whole batch, of `micro_batch_size`
     samples, and tried no size.
     """
 
@@ -29,6 +31,7 @@ class Circumstances:
     capacity_bytes: int
     predicted_bytes: int | None
     smaller_fits: bool
+    smaller_ran: bool = False
     is_check: bool = False
 
     @property
@@ -48,8 +51,8 @@ class Circumstances:
         return f"in {self.trial}" if self.is_check else f"at micro-batch size {self.micro_batch_size}"
 
 
-def outcome_of(reply: Completed | Failed | Died | TimedOut, circumstances: Circumstances) -> Fits | OutOfMemory:
-    """The trial's outcome.
+def outcome_of(reply: Completed | Failed | Died | TimedOut, circumstances: Circumstances) -> Outcome:
+    """The trial's outcome; a limit on the size is one where a smaller size ran, else it is the workload's bug.
 
     Raises the workload's own refusal; WorkloadError, with the user's traceback, for a bug; TrialError for a crash, a
     hang or host memory that ran out on an accelerator.
@@ -57,9 +60,18 @@ def outcome_of(reply: Completed | Failed | Died | TimedOut, circumstances: Circu
     if isinstance(reply, Completed):
         return reply.fits
     if isinstance(reply, Failed) and reply.refusal is not None:
+        if isinstance(reply.refusal, ShortBatch) and circumstances.smaller_ran:
+            return _refused(reply, "the batch maker has no more", at_most=reply.refusal.samples)
         raise reply.refusal
     failure = _failure(reply)
     judgement = classify(failure, device_type=circumstances.device_type)
+    if isinstance(reply, Failed) and circumstances.smaller_ran:
+        if judgement.verdict is Verdict.CEILING:
+            return _refused(reply, judgement.evidence)
+        if reply.phase == "batch" and not _END_OF_DATA.isdisjoint(failure.errors[0].classes):
+            return _refused(
+                reply, f"the batch maker gives smaller ones, and no {circumstances.micro_batch_size} samples"
+            )
     peak_bytes = reply.peak_bytes if isinstance(reply, Failed) else None
     evidence = judgement.evidence
     if judgement.verdict is Verdict.SUSPECT:
@@ -80,6 +92,12 @@ def outcome_of(reply: Completed | Failed | Died | TimedOut, circumstances: Circu
         evidence=evidence,
         peak_bytes=peak_bytes,
         seconds=reply.seconds if not isinstance(reply, Died) else 0.0,
+    )
+
+
+def _refused(reply: Failed, evidence: str, *, at_most: int | None = None) -> Refused:
+    return Refused(
+        phase=reply.phase, message=first_line(reply), evidence=evidence, at_most=at_most, seconds=reply.seconds
     )
 
 
@@ -135,8 +153,9 @@ def error_of(
                 else " It printed nothing. Run the model at that size by hand."
             )
         )
-    known = f" ({evidence})" if verdict in (Verdict.NEVER, Verdict.SUSPECT) else ""
-    return WorkloadError(
+    known = f" ({evidence})" if verdict is not Verdict.UNKNOWN else ""
+    kind = TooFewSamples if verdict is Verdict.TOO_FEW else WorkloadError
+    return kind(
         f"the workload failed {circumstances.where}, in its {reply.phase}: {first_line(reply)}{known}",
         user_traceback=reply.user_traceback,
     )

@@ -17,7 +17,7 @@ from typing import Any
 
 from profiler.codec import decode, encode
 from profiler.equivalence import Equivalence
-from profiler.outcomes import Finding, Fits, OutOfMemory, Throughput, Trial
+from profiler.outcomes import Finding, Fits, OutOfMemory, Refused, Throughput, Trial
 from profiler.plan import AccumulationPlan
 from profiler.report import RunInfo
 
@@ -47,12 +47,13 @@ _KINDS: dict[type, str] = {
     AccumulationPlan: "plan",
     str: "note",
 }
-_OUTCOMES: dict[str, type[Fits] | type[OutOfMemory]] = {
+_OUTCOMES: dict[str, type[Fits] | type[OutOfMemory] | type[Refused]] = {
     "fits": Fits,
     "fits_after_retry": Fits,
     "out_of_memory": OutOfMemory,
+    "refused": Refused,
 }
-_OUTCOME_FIELDS = tuple(dict.fromkeys(field.name for cls in (Fits, OutOfMemory) for field in fields(cls)))
+_OUTCOME_FIELDS = tuple(dict.fromkeys(field.name for cls in (Fits, OutOfMemory, Refused) for field in fields(cls)))
 
 
 def search_end(finding: Finding, *, search_seconds: float, search_trials: int) -> SearchEnd:

@@ -67,6 +67,8 @@ def open_prober(
             timing_setting=replace(setting, limit_bytes=None) if timed_apart else setting,
             capacity_bytes=inspection.capacity_bytes,
             compiled=inspection.compile,
+            multiple_of=options.multiple_of,
+            smallest_size=options.multiple_of,
             limits=options.limits,
             observe=observe,
         )

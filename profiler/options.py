@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from profiler.errors import UsageError
-from profiler.plan import check_effective_batch, check_equal_shares
+from profiler.plan import check_effective_batch, check_equal_shares, check_multiple
 from profiler.prober import Limits
 from profiler.targets import TargetOptions
 from profiler.units import parse_bytes
@@ -22,6 +22,7 @@ class Options:
     memory_limit: the budget in bytes, or text such as "2GiB"; None is all that is free on a GPU, 512 MiB on the CPU.
     headroom: the share of the capacity, 0 to below 1, that a plan leaves unused.
     ceiling: no larger size is tried; "target" is this replica's share of the effective batch; None has no end but memory.
+    multiple_of: only multiples of it are tried and planned, for models that take no others.
     equal: only equal micro-batches, for frameworks that take one number.
     isolation: "process" runs trials in workers, "none" in this process, where on the CPU memory that was freed before is
         used again without being counted, so that small budgets are not kept exactly.
@@ -37,6 +38,7 @@ class Options:
     headroom: float = DEFAULT_HEADROOM
     data_parallel_size: int = 1
     ceiling: int | Literal["target"] | None = None
+    multiple_of: int = 1
     equal: bool = False
     isolation: Literal["process", "none"] = "process"
     limits: Limits = field(default_factory=Limits)
@@ -61,6 +63,7 @@ class Options:
                 f"the ceiling is {self.ceiling!r}: it is the largest size to try, a whole number of at least 1, or 'target' for "
                 "the share of the effective batch."
             )
+        self._check_multiple()
         if self.equal and self.effective_batch_size is not None:
             check_equal_shares(self.effective_batch_size, self.data_parallel_size)
         if self.isolation not in ("process", "none"):
@@ -70,6 +73,17 @@ class Options:
         limit = self.limit_bytes
         if limit is not None and limit < 1:
             raise UsageError(f"the memory limit is {limit} bytes: it must be positive.")
+
+    def _check_multiple(self) -> None:
+        if not _is_positive_whole(self.multiple_of):
+            raise UsageError(f"multiple_of is {self.multiple_of!r}: it is a whole number of at least 1, such as 8.")
+        if isinstance(self.ceiling, int) and self.ceiling < self.multiple_of:
+            raise UsageError(
+                f"the ceiling is {self.ceiling}, and no multiple of {self.multiple_of} is as small: raise it, or use another "
+                "--multiple-of."
+            )
+        if self.effective_batch_size is not None:
+            check_multiple(self.effective_batch_size, self.multiple_of, self.data_parallel_size)
 
     @property
     def limit_bytes(self) -> int | None:
@@ -81,7 +95,8 @@ class Options:
         """The ceiling as a number, None where there is none."""
         if self.ceiling == "target":
             assert self.effective_batch_size is not None, "checked when the options were made"
-            return -(-self.effective_batch_size // self.data_parallel_size)
+            blocks = self.effective_batch_size // self.multiple_of
+            return -(-blocks // self.data_parallel_size) * self.multiple_of
         return self.ceiling
 
 

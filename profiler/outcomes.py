@@ -62,7 +62,29 @@ class OutOfMemory:
         return "out_of_memory"
 
 
-Outcome = Fits | OutOfMemory
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """A size that cannot be run whatever the memory, where smaller ones ran: a kernel's limit, or no more data.
+
+    phase, message, seconds: as in `OutOfMemory`. evidence: why that is a limit on the size, and no bug.
+    peak_bytes: always None, since it says nothing about memory.
+    at_most: the size that the refusal itself names as the largest, None where it names none.
+    """
+
+    phase: str
+    message: str
+    evidence: str
+    peak_bytes: int | None = None
+    at_most: int | None = None
+    seconds: float
+
+    @property
+    def label(self) -> str:
+        """Always "refused"."""
+        return "refused"
+
+
+Outcome = Fits | OutOfMemory | Refused
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,9 +155,9 @@ class Finding:
     """The largest micro-batch size that ran, and how the search ended.
 
     limited_by "memory": `largest_fit + 1` (or the next multiple that was asked for) ran out of memory, and is
-    `smallest_misfit`. limited_by "ceiling": the ceiling itself was tried, and fits. `largest_fit` is 0 where nothing
-    fits. It cannot be built with a `largest_fit` that has no trial that fitted, nor `smallest_misfit` without its
-    out-of-memory.
+    `smallest_misfit`. limited_by "refusal": that size cannot be run for another reason. limited_by "ceiling": the
+    ceiling itself was tried, and fits. `largest_fit` is 0 where nothing fits. It cannot be built with a `largest_fit` that
+    has no trial that fitted, nor `smallest_misfit` without its failure.
     """
 
     largest_fit: int
@@ -150,11 +172,9 @@ class Finding:
         assert self.largest_fit == 0 or self.largest_fit in fitting, f"{self.largest_fit} was never run"
         assert self.smallest_misfit is None or self.smallest_misfit in failing, f"{self.smallest_misfit} never failed"
         assert self.smallest_misfit is None or self.largest_fit < self.smallest_misfit, "the misfit is no larger"
-        assert self.limited_by in ("memory", "ceiling"), f"limited by {self.limited_by}"
-        assert (self.limited_by == "memory") == (self.smallest_misfit is not None), (
-            f"{self.limited_by} without a misfit"
-        )
-        assert self.largest_fit or self.limited_by == "memory", "a ceiling that fits is a size"
+        assert self.limited_by in ("memory", "refusal", "ceiling"), f"limited by {self.limited_by}"
+        assert (self.limited_by == "ceiling") == (self.smallest_misfit is None), f"{self.limited_by} without a misfit"
+        assert self.largest_fit or self.limited_by == "memory", "a ceiling that fits is a size, and so is what ran"
 
     def trial_of(self, micro_batch_size: int) -> Trial | None:
         """The trial of that size, None where it was not run."""

@@ -205,17 +205,33 @@ def check_equal_shares(effective_batch_size: int, data_parallel_size: int) -> No
         )
 
 
+def check_multiple(effective_batch_size: int, multiple_of: int, data_parallel_size: int) -> None:
+    """Raise UsageError unless the effective batch is made of multiples, of which every replica gets at least one."""
+    if effective_batch_size % multiple_of:
+        below = effective_batch_size // multiple_of * multiple_of
+        choices = f"{below} or {below + multiple_of}" if below else f"{multiple_of}"
+        raise UsageError(
+            f"an effective batch of {effective_batch_size} is no sum of micro-batches that are multiples of {multiple_of}: use "
+            f"{choices}, or another --multiple-of."
+        )
+    if effective_batch_size < multiple_of * data_parallel_size:
+        raise UsageError(
+            f"an effective batch of {effective_batch_size} cannot be shared by {data_parallel_size} replicas in multiples of "
+            f"{multiple_of}: use at least {multiple_of * data_parallel_size}, or fewer replicas."
+        )
+
+
 def split(
-    effective_batch_size: int, accumulation_steps: int, data_parallel_size: int = 1
+    effective_batch_size: int, accumulation_steps: int, data_parallel_size: int = 1, *, multiple_of: int = 1
 ) -> tuple[tuple[int, ...], ...]:
     """Each replica's micro-batch sizes: as equal as they can be, largest first, adding up to the effective batch exactly.
 
-    Sizes differ by at most one, and so do the replicas' sums. `accumulation_steps * data_parallel_size` must not exceed
-    the effective batch.
+    Sizes are multiples of `multiple_of`, of which the effective batch must be one, and differ by at most that; so do the
+    replicas' sums. There must be no more than `effective_batch_size / multiple_of` parts.
     """
-    parts = accumulation_steps * data_parallel_size
-    assert 1 <= parts <= effective_batch_size, f"{parts} parts of {effective_batch_size} samples"
-    sizes = equal_sizes(effective_batch_size, parts)
+    parts, blocks = accumulation_steps * data_parallel_size, effective_batch_size // multiple_of
+    assert 1 <= parts <= blocks, f"{parts} parts of {blocks} × {multiple_of} samples"
+    sizes = tuple(multiple_of * count for count in equal_sizes(blocks, parts))
     # Dealt like cards, so that no replica gets all the larger ones.
     return tuple(tuple(sizes[replica::data_parallel_size]) for replica in range(data_parallel_size))
 

@@ -10,7 +10,7 @@ from profiler.equivalence import Decomposition, Equivalence
 from profiler.errors import NothingFits
 from profiler.events import Noted, Planned
 from profiler.finder import ladder
-from profiler.outcomes import Finding, Fits, Throughput
+from profiler.outcomes import Finding, Fits, Refused, Throughput
 from profiler.plan import (
     AccumulationPlan,
     Candidate,
@@ -52,7 +52,7 @@ class Goal:
 
 def time_ladder(prober: Prober, largest: int) -> None:
     """Time the sizes of the ladder up to `largest`."""
-    for size in ladder(largest):
+    for size in ladder(largest, prober.smallest_size):
         prober.time(size, "a point of the curve")
 
 
@@ -78,7 +78,7 @@ def make_plan(prober: Prober, finding: Finding, goal: Goal) -> AccumulationPlan:
     """
     safe_bytes = int(prober.capacity_bytes * (1 - goal.headroom))
     safe_size = _safe_size(prober, finding, safe_bytes)
-    candidates = _candidates(prober, _possible_steps(goal, safe_size), goal, safe_bytes)
+    candidates = _candidates(prober, _possible_steps(prober, goal, safe_size), goal, safe_bytes)
     failures: list[str] = []
     while candidates:
         chosen, reason = choose(candidates, safe_bytes=safe_bytes, prefer_equal=goal.prefer_equal)
@@ -104,13 +104,18 @@ def make_plan(prober: Prober, finding: Finding, goal: Goal) -> AccumulationPlan:
     )
 
 
-def _possible_steps(goal: Goal, safe_size: int) -> list[int]:
+def _possible_steps(prober: Prober, goal: Goal, safe_size: int) -> list[int]:
     """Accumulation steps worth considering, the fewest first: as few as leave the headroom, one more, and the ladder's.
 
     Raises NothingFits where the replicas cannot share the batch in micro-batches that small.
     """
     batch, replicas = goal.effective_batch_size, goal.data_parallel_size
-    least, most = least_steps(batch, safe_size, replicas), batch // replicas
+    least, most = least_steps(batch, safe_size, replicas), batch // prober.smallest_size // replicas
+    if least > most and prober.smallest_size > 1:
+        raise NothingFits(
+            f"micro-batches of {prober.smallest_size} or more cannot be smaller than {safe_size + 1} and add up to {batch} over "
+            f"{replicas} replica(s): use another effective batch, lower --headroom, or raise the limit."
+        )
     if least > most:
         below, above = batch // replicas * replicas, -(-batch // replicas) * replicas
         raise NothingFits(
@@ -119,18 +124,34 @@ def _possible_steps(goal: Goal, safe_size: int) -> list[int]:
             "--headroom, or raise the limit."
         )
     if goal.equal:
-        return list(equal_steps(batch, least, replicas))
-    from_ladder = [least_steps(batch, size, replicas) for size in ladder(safe_size)]
+        return _equal_steps(prober, goal, least)
+    from_ladder = [least_steps(batch, size, replicas) for size in ladder(safe_size, prober.smallest_size)]
     return sorted(steps for steps in {least, least + 1, most, *from_ladder} if least <= steps <= most)
 
 
+def _equal_steps(prober: Prober, goal: Goal, least: int) -> list[int]:
+    """Accumulation steps of equal micro-batches that the model can train; NothingFits where there are none."""
+    batch, replicas = goal.effective_batch_size, goal.data_parallel_size
+    sizes = {steps: batch // replicas // steps for steps in equal_steps(batch, least, replicas)}
+    steps = [count for count, size in sizes.items() if size >= prober.smallest_size and size % prober.multiple_of == 0]
+    if not steps:
+        raise NothingFits(
+            f"no equal micro-batches of {prober.smallest_size} or more, in multiples of {prober.multiple_of}, make {batch} over "
+            f"{replicas} replica(s) and leave the headroom: use another effective batch, or leave out --equal."
+        )
+    return steps
+
+
 def _safe_size(prober: Prober, finding: Finding, safe_bytes: int) -> int:
-    """The largest size that should leave the headroom: by the line, and no less than the largest tried that does."""
+    """The largest size that should leave the headroom: by the line, and no less than the largest tried that does.
+
+    It is a multiple as the search's sizes are, and no smaller than the smallest that runs.
+    """
     line = line_through_last(prober.line_points())
     crossing = line.crossing(safe_bytes) if line is not None else None
     tried = [size for size, needed in prober.line_points() if needed <= safe_bytes]
     by_line = finding.largest_fit if crossing is None else min(int(crossing), finding.largest_fit)
-    return max([1, by_line, *tried])
+    return max([prober.smallest_size, by_line // prober.multiple_of * prober.multiple_of, *tried])
 
 
 def _candidates(prober: Prober, steps: list[int], goal: Goal, safe_bytes: int) -> list[Candidate]:
@@ -147,7 +168,7 @@ def _candidates(prober: Prober, steps: list[int], goal: Goal, safe_bytes: int) -
         slow = estimate is not None and estimate > min(times) * (1 + WORTH_TIMING)
         if found and (slow or estimate is None or len(found) == MOST_TIMED):
             break
-        parts = split(goal.effective_batch_size, count, goal.data_parallel_size)
+        parts = split(goal.effective_batch_size, count, goal.data_parallel_size, multiple_of=prober.multiple_of)
         why = f"{count * goal.data_parallel_size} of it make {goal.effective_batch_size}"
         outcome = prober.try_size(parts[0][0], why).outcome
         if isinstance(outcome, Fits) and not outcome.allocator_retries and outcome.peak_bytes <= safe_bytes:
@@ -192,6 +213,8 @@ def _verified(prober: Prober, plan: AccumulationPlan) -> AccumulationPlan | str:
             f"The plan {list(sizes)} did not end {VERIFIED_STEPS} optimizer steps within {format_seconds(ran.seconds)}: allow "
             "more with --verification-timeout."
         )
+    if isinstance(ran, Refused):
+        return f"The plan {list(sizes)} could not be run, {ran.evidence}: {ran.message}."
     if not isinstance(ran, Completed):
         return f"The plan {list(sizes)} ran out of memory in its {ran.phase} when it was run: {ran.message}."
     if ran.fits.allocator_retries:

@@ -10,7 +10,7 @@ from profiler.equivalence import Equivalence
 from profiler.errors import NothingFits, UsageError
 from profiler.events import Checked, Noted, Observer, SizeTried, Started, Timed
 from profiler.judge import FEWER_SAMPLES, Circumstances, first_line, is_suspect, outcome_of
-from profiler.outcomes import Fits, Outcome, OutOfMemory, Strategy, Throughput, Trial
+from profiler.outcomes import Fits, Outcome, OutOfMemory, Refused, Strategy, Throughput, Trial
 from profiler.trial import Completed, Failed, Schedule, Setting, run_schedule, time_size
 from profiler.workers.protocol import Died, TimedOut
 from profiler.workers.runner import Runner
@@ -46,6 +46,7 @@ class Prober:
 
     capacity_bytes: what the process may use, in the unit of the device's peaks. timing_setting: the setting for jobs that
     measure time, without the budget where keeping it exactly costs time. compiled: whether the model is compiled.
+    multiple_of: every size is a multiple of it. smallest_size: none below it can be run, as far as is known.
     """
 
     runner: Runner
@@ -55,6 +56,8 @@ class Prober:
     compiled: bool
     limits: Limits
     observe: Observer
+    multiple_of: int = 1
+    smallest_size: int = 1
     trials: dict[int, Trial] = field(default_factory=dict)
     throughputs: dict[int, Throughput] = field(default_factory=dict)
 
@@ -89,7 +92,7 @@ class Prober:
         )
         return reply
 
-    def run_plan(self, sizes: tuple[int, ...], steps: int) -> Completed | OutOfMemory | TimedOut:
+    def run_plan(self, sizes: tuple[int, ...], steps: int) -> Completed | OutOfMemory | Refused | TimedOut:
         """`steps` optimizer steps of accumulation over `sizes`, in a fresh worker under the budget."""
         self.observe(Started(what=f"the plan for {steps} optimizer steps", why="to prove it"))
         reply = self.runner.size(
@@ -102,7 +105,7 @@ class Prober:
         if isinstance(reply, Completed | TimedOut):
             return reply
         outcome = outcome_of(reply, self._circumstances(max(sizes), self.predicted_bytes(max(sizes)), reply))
-        assert isinstance(outcome, OutOfMemory), "only a completed schedule fits"
+        assert not isinstance(outcome, Fits), "only a completed schedule fits"
         return outcome
 
     def time_plan(self, sizes: tuple[int, ...], steps: int) -> tuple[float, ...] | None:
@@ -190,6 +193,7 @@ class Prober:
             capacity_bytes=self.capacity_bytes,
             predicted_bytes=predicted_bytes,
             smaller_fits=is_suspect(reply, self.setting.device) and self._smaller_fits(size),
+            smaller_ran=any(trial.fits and tried < size for tried, trial in self.trials.items()),
         )
 
     def _circumstances_of_check(self, batch_size: int) -> Circumstances:

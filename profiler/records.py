@@ -224,7 +224,7 @@ def _finding(path: Path, end: SearchEnd, trials: tuple[Trial, ...]) -> Finding:
 def trials_frame(records: Records) -> Frame:
     """One row a trial of a micro-batch size, in the order they ran: what `memory.csv` holds and `plot_memory` draws.
 
-    micro_batch_size, outcome ("fits", "fits_after_retry", "out_of_memory"); peak_bytes in the capacity's unit (up to
+    micro_batch_size, outcome ("fits", "fits_after_retry", "out_of_memory", "refused"); peak_bytes in the capacity's unit (up to
     the failure where it failed), peak_allocated_bytes, peak_reserved_bytes, peak_device_used_bytes,
     peak_resident_bytes; allocator_retries, seconds (wall time), phase (where it failed), why (that size was tried),
     line_bytes (of the line through the last fits, at this size). Missing where unknown.

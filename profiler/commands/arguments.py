@@ -86,6 +86,7 @@ def options(
     data_parallel_size: int = 1,
     equal: bool = False,
     ceiling: str | None = None,
+    multiple_of: int = 1,
     verification_timeout: float = VERIFICATION_SECONDS,
 ) -> Options:
     """What was typed as `Options`: first what every subcommand has that trains, then what probe alone has.
@@ -101,6 +102,7 @@ def options(
         headroom=headroom,
         data_parallel_size=data_parallel_size,
         ceiling=parse_ceiling(ceiling),
+        multiple_of=multiple_of,
         equal=equal,
         isolation=cast(Literal["process", "none"], isolation),
         limits=Limits(trial_seconds=trial_timeout, verification_seconds=verification_timeout),

@@ -35,6 +35,9 @@ def probe(
         str | None,
         typer.Option(metavar="N|target", help="Try no larger size; target: the share of the effective batch."),
     ] = None,
+    multiple_of: Annotated[
+        int, typer.Option(metavar="N", help="Only multiples of N, for a model that takes no other sizes.")
+    ] = 1,
     precision: arguments.PrecisionOption = None,
     compile: arguments.Compile = None,
     worst_case: arguments.WorstCase = False,
@@ -66,6 +69,7 @@ def probe(
             data_parallel_size=data_parallel_size,
             equal=equal,
             ceiling=ceiling,
+            multiple_of=multiple_of,
             precision=precision,
             compile=compile,
             worst_case=worst_case,

@@ -59,7 +59,8 @@ def describe(event: Event, capacity_bytes: int) -> str | None:
         case SizeTried(trial=trial):
             return f"  size {trial.micro_batch_size:>6}  {_outcome(trial, capacity_bytes)}  {trial.why}"
         case Found(finding=finding, trials=trials, seconds=seconds):
-            end = "the ceiling fits" if finding.smallest_misfit is None else f"{finding.smallest_misfit} does not"
+            verb = "cannot be run" if finding.limited_by == "refusal" else "does not"
+            end = "the ceiling fits" if finding.smallest_misfit is None else f"{finding.smallest_misfit} {verb}"
             return f"  largest that fits: {finding.largest_fit} ({end}); {trials} trials in {format_seconds(seconds)}"
         case Timed(throughput=timed):
             rate = f"{format_rate(timed.samples_per_second)} samples/s"

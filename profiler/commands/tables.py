@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from profiler.outcomes import Strategy, Throughput, Trial
+from profiler.outcomes import Refused, Strategy, Throughput, Trial
 from profiler.plan import AccumulationPlan
 from profiler.report import Report, RunInfo
 from profiler.units import format_bytes, format_joules, format_seconds
@@ -76,7 +76,13 @@ def finding_lines(report: Report) -> Iterable[str]:
     capacity = format_bytes(report.run.capacity_bytes)
     if finding.largest_fit == 0:
         return
-    if finding.smallest_misfit is None:
+    misfit = finding.trial_of(finding.smallest_misfit) if finding.smallest_misfit is not None else None
+    if misfit is not None and isinstance(misfit.outcome, Refused):
+        yield (
+            f"Largest micro-batch that runs: {finding.largest_fit}, and it fits in {capacity}; {misfit.micro_batch_size} cannot "
+            f"be run, and not for memory: {misfit.outcome.message}"
+        )
+    elif finding.smallest_misfit is None:
         yield f"Largest micro-batch tried: {finding.largest_fit}, the ceiling; it fits in {capacity}."
     else:
         yield (
@@ -153,4 +159,6 @@ def _rate(throughput: Throughput | None, energy: bool) -> tuple[str, ...]:
 def _cell(trial: Trial | None) -> str:
     if trial is None:
         return "-"
-    return format_bytes(trial.peak_bytes) if trial.fits and trial.peak_bytes is not None else "out of memory"
+    if trial.fits and trial.peak_bytes is not None:
+        return format_bytes(trial.peak_bytes)
+    return trial.outcome.label.replace("_", " ")

@@ -29,6 +29,8 @@ class Verdict(StrEnum):
     SUSPECT = "suspect"  # it may have been: `confirms` decides
     HOST_MEMORY = "host"  # host memory ran out, and that is not what was being measured
     NEVER = "never"  # it is known, and something else
+    CEILING = "ceiling"  # another limit on the size than memory
+    TOO_FEW = "too few"  # a limit from below: larger sizes can be trained
     UNKNOWN = "unknown"
 
 
@@ -88,7 +90,8 @@ class _Meaning:
 
 
 _BUG = _Meaning("a mistake in the workload, not memory", Verdict.NEVER, Verdict.NEVER)
-_CEILING = _Meaning("another limit than the device's memory", Verdict.NEVER, Verdict.NEVER)
+_CEILING = _Meaning("another limit than the device's memory", Verdict.CEILING, Verdict.CEILING)
+_TOO_FEW = _Meaning("the model trains larger micro-batches only", Verdict.TOO_FEW, Verdict.TOO_FEW)
 _GPU_FULL = _Meaning("the GPU is out of memory", Verdict.NEVER, Verdict.CERTAIN)
 _HOST_FULL = _Meaning("host memory ran out", Verdict.CERTAIN, Verdict.HOST_MEMORY)
 # Data-loader workers and shared memory are outside the budget of a CPU trial too.
@@ -169,11 +172,13 @@ _RULES = (
             r"(?:\bthan|\bmost|\bexceeds?|<=?) (?:65,?53[56]|2\^31|2,?147,?483,?64[78])\b",
         ),
     ),
-    # BatchNorm's lower bound on the size; mismatches of shape, dtype and device, as torch words them.
+    # BatchNorm's lower bound on the size (torch.nn.functional); InstanceNorm's is on the sample, which no size mends.
+    _Rule(_TOO_FEW, (r"Expected more than 1 value per channel when training",)),
+    # Mismatches of shape, dtype and device, as torch words them.
     _Rule(
         _BUG,
         (
-            r"Expected more than 1 value per channel when training|Expected all tensors to be on the same device",
+            r"Expected more than 1 spatial element|Expected all tensors to be on the same device",
             r"shapes cannot be multiplied|must match the size of tensor|size mismatch|is invalid for input of size",
             r"expected scalar type|have the same dtype|\" not implemented for '",
         ),
@@ -210,7 +215,14 @@ _LAST_WORDS = re.compile(
     re.MULTILINE,
 )
 # Between exceptions of one standing: a bug is reported, whatever else went wrong with it.
-_PRECEDENCE = (Verdict.NEVER, Verdict.CERTAIN, Verdict.HOST_MEMORY, Verdict.SUSPECT)
+_PRECEDENCE = (
+    Verdict.NEVER,
+    Verdict.TOO_FEW,
+    Verdict.CEILING,
+    Verdict.CERTAIN,
+    Verdict.HOST_MEMORY,
+    Verdict.SUSPECT,
+)
 
 
 def classify(failure: Failure, *, device_type: str) -> Judgement:

@@ -17,12 +17,13 @@ MARGIN = 1.15
 def plot_memory(ax: Axes, frame: Frame, *, capacity_bytes: int, headroom: float, chosen: int | None = None) -> None:
     """Draws `trials_frame`, of which at least one row must have fitted; `chosen` is the plan's micro-batch size.
 
-    What ran out of memory lies in the strip above the capacity, where height means nothing; the label counts what lies
+    What failed lies in the strip above the capacity, where height means nothing; the label counts what lies
     beyond the axis. The grey line is the frame's `line_bytes`. Hollow points fitted only after allocator retries.
     """
     clean = axes.points(axes.where(frame, "outcome", "fits"), "micro_batch_size", "peak_bytes")
     retried = axes.points(axes.where(frame, "outcome", "fits_after_retry"), "micro_batch_size", "peak_bytes")
-    misfits = sorted(axes.numbers(axes.where(frame, "outcome", "out_of_memory"), "micro_batch_size"))
+    full = axes.numbers(axes.where(frame, "outcome", "out_of_memory"), "micro_batch_size")
+    misfits = sorted([*full, *axes.numbers(axes.where(frame, "outcome", "refused"), "micro_batch_size")])
     line = sorted(set(axes.points(frame.dropna(subset="line_bytes"), "micro_batch_size", "line_bytes")))
     peaks = dict([*clean, *retried])
     largest, highest = max(peaks), max(peaks.values())
@@ -30,7 +31,8 @@ def plot_memory(ax: Axes, frame: Frame, *, capacity_bytes: int, headroom: float,
     _size_axis(ax, largest, misfits)
     heights = axes.memory_axis(ax, highest, capacity_bytes, rows=1 if misfits else 0)
     crosses = [(size, heights[0]) for size in misfits]
-    tail = f"in {format_bytes(capacity_bytes)}" if misfits else "(no larger size was tried)"
+    tail = "(larger ones cannot be run)" if misfits else "(no larger size was tried)"
+    tail = f"in {format_bytes(capacity_bytes)}" if full else tail
     axes.style(ax, f"{axes.samples(largest)} fit{'s' if largest == 1 else ''} {tail}")
     axes.draw(ax, line, GREY, line=1.5)
     axes.draw(ax, clean, BLUE, "o")
@@ -39,7 +41,8 @@ def plot_memory(ax: Axes, frame: Frame, *, capacity_bytes: int, headroom: float,
     if chosen in peaks:
         axes.draw_ring(ax, (chosen, peaks[chosen]))
 
-    labels = [*_edge_label(ax, crosses), axes.capacity_label(ax, highest, capacity_bytes)]
+    why = "out of memory" if misfits and misfits[0] in full else "cannot be run"
+    labels = [*_edge_label(ax, crosses, why), axes.capacity_label(ax, highest, capacity_bytes)]
     labels += _size_labels(peaks, largest, "fits after retries" if largest in dict(retried) else "fits", chosen)
     labels += _headroom_label(ax, capacity_bytes, headroom) + _slope_label(ax, line)
     place_labels(ax, labels, fontsize=axes.FONT_POINTS)
@@ -56,12 +59,12 @@ def _size_axis(ax: Axes, largest: float, misfits: list[float]) -> None:
     ax.set_xlabel("micro-batch size (samples)")
 
 
-def _edge_label(ax: Axes, crosses: list[Point]) -> list[Label]:
-    """Names the smallest size that ran out of memory, and counts those beyond the axis."""
+def _edge_label(ax: Axes, crosses: list[Point], why: str) -> list[Label]:
+    """Names the smallest size that failed, and counts those beyond the axis."""
     if not crosses:
         return []
     hidden = sum(size > ax.get_xlim()[1] for size, _ in crosses)
-    text = f"{crosses[0][0]:,.0f} out of memory" + (f", {hidden} larger too" if hidden else "")
+    text = f"{crosses[0][0]:,.0f} {why}" + (f", {hidden} larger too" if hidden else "")
     return [Label(text=text, points=(crosses[0],), color=INK[VERMILLION], directions=(*LEFT, *BELOW))]
 
 

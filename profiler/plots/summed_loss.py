@@ -23,10 +23,10 @@ _BESIDE = (*RIGHT, *LEFT, *BELOW, *ABOVE)
 def plot_summed_loss(ax: Axes, frame: Frame, *, capacity_bytes: int) -> None:
     """Draws `summed_loss_frame`, of one micro-batch size, of which at least one row must have fitted.
 
-    What ran out of memory lies in the strip above the capacity, each strategy in a row of its own.
+    What failed lies in the strip above the capacity, each strategy in a row of its own.
     """
     fits = axes.where(frame, "outcome", "fits", "fits_after_retry")
-    failed = axes.where(frame, "outcome", "out_of_memory")
+    failed = axes.where(frame, "outcome", "out_of_memory", "refused")
     highest = max(axes.numbers(fits, "peak_bytes"))
     axes.size_axis(ax, axes.numbers(frame, "accumulation_steps"))
     failing = [strategy for strategy in _STRATEGIES if not axes.where(failed, "strategy", strategy).empty]

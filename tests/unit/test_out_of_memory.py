@@ -18,7 +18,7 @@ from torch._inductor.exc import InductorError
 from profiler.devices.out_of_memory import ABOUT_CAPACITY, NEARLY_FULL, Failure, Raised, Verdict, classify, confirms
 from profiler.units import GIB, MIB
 
-CERTAIN, SUSPECT, HOST, NEVER, UNKNOWN = Verdict
+CERTAIN, SUSPECT, HOST, NEVER, CEILING, TOO_FEW, UNKNOWN = Verdict
 DEVICE_TYPES = ("cpu", "cuda")
 E = TypeVar("E", bound=BaseException)
 
@@ -94,14 +94,18 @@ TEXTS = [
     (ASSERTED, NEVER, NEVER),
     ("CUDA error: an illegal memory access was encountered", NEVER, NEVER),
     ("CUDA error: misaligned address", NEVER, NEVER),
-    ("CUDA error: invalid configuration argument", NEVER, NEVER),
-    ("Expected canUse32BitIndexMath(input) && canUse32BitIndexMath(output) to be true, but got false", NEVER, NEVER),
-    ("input tensor must fit into 32-bit index math", NEVER, NEVER),
-    ("nonzero is not supported for tensors with more than INT_MAX elements", NEVER, NEVER),
-    ("the batch must be at most 65,535", NEVER, NEVER),
-    ("Expected more than 1 value per channel when training, got input size torch.Size([1, 8])", NEVER, NEVER),
-    (ON_CHIP, NEVER, NEVER),
-    (f"No valid triton configs. OutOfMemoryError: {ON_CHIP}", NEVER, NEVER),
+    ("CUDA error: invalid configuration argument", CEILING, CEILING),
+    (
+        "Expected canUse32BitIndexMath(input) && canUse32BitIndexMath(output) to be true, but got false",
+        CEILING,
+        CEILING,
+    ),
+    ("input tensor must fit into 32-bit index math", CEILING, CEILING),
+    ("nonzero is not supported for tensors with more than INT_MAX elements", CEILING, CEILING),
+    ("the batch must be at most 65,535", CEILING, CEILING),
+    ("Expected more than 1 value per channel when training, got input size torch.Size([1, 8])", TOO_FEW, TOO_FEW),
+    (ON_CHIP, CEILING, CEILING),
+    (f"No valid triton configs. OutOfMemoryError: {ON_CHIP}", CEILING, CEILING),
     ("mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)", NEVER, NEVER),
     ("mat1 and mat2 must have the same dtype, but got Float and Half", NEVER, NEVER),
     ("Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu!", NEVER, NEVER),
@@ -233,7 +237,7 @@ def test_texts_that_only_sound_like_it(kind: type[Exception], text: str) -> None
         (torch.AcceleratorError("out of memory in other words"), NEVER, CERTAIN),
         (torch.AcceleratorError("CUDA error: unspecified launch failure"), UNKNOWN, UNKNOWN),
         (torch.AcceleratorError(ASSERTED), NEVER, NEVER),
-        (torch.OutOfMemoryError(ON_CHIP), NEVER, NEVER),
+        (torch.OutOfMemoryError(ON_CHIP), CEILING, CEILING),
         (MemoryError(), CERTAIN, HOST),
         (MemoryError("invalid configuration argument"), CERTAIN, HOST),
         (MemoryError("std::bad_alloc: cudaErrorMemoryAllocation: out of memory"), NEVER, CERTAIN),
@@ -290,7 +294,7 @@ def test_nothing_known_is_unknown() -> None:
         (lambda: nn.Linear(3, 2)(torch.ones(4, 5)), NEVER),
         (lambda: torch.ones(2, 3) + torch.ones(4, 5), NEVER),
         (lambda: torch.ones(2, 3) @ torch.ones(3, 2, dtype=torch.float64), NEVER),
-        (lambda: nn.BatchNorm1d(3)(torch.ones(1, 3)), NEVER),
+        (lambda: nn.BatchNorm1d(3)(torch.ones(1, 3)), TOO_FEW),
         (lambda: torch.ones(2).view(3), NEVER),
         (lambda: torch.ones(2)[3], UNKNOWN),
         (lambda: torch.load("/no/such/file"), UNKNOWN),
@@ -306,7 +310,7 @@ def test_what_torch_really_raises(error: Callable[[], object], on_cpu: Verdict) 
         (torch.OutOfMemoryError(CUDA_FULL), NEVER, CERTAIN),
         (MemoryError(), CERTAIN, HOST),
         (RuntimeError(CPU_FULL), CERTAIN, HOST),
-        (RuntimeError(ON_CHIP), NEVER, NEVER),
+        (RuntimeError(ON_CHIP), CEILING, CEILING),
         (ValueError("no lowering for memory"), UNKNOWN, UNKNOWN),
     ],
 )
@@ -332,7 +336,7 @@ CHAINS = [
     (while_handling(RuntimeError(f"{CUDNN}_INTERNAL_ERROR"), RuntimeError(ASSERTED)), (NEVER, NEVER)),
     # the actual error decides: what was being handled comes after what was raised
     (while_handling(RuntimeError(CPU_FULL), RuntimeError(ON_CHIP)), (CERTAIN, HOST)),
-    (while_handling(RuntimeError(ON_CHIP), RuntimeError(CPU_FULL)), (NEVER, NEVER)),
+    (while_handling(RuntimeError(ON_CHIP), RuntimeError(CPU_FULL)), (CEILING, CEILING)),
     (while_handling(RuntimeError(ASSERTED), torch.OutOfMemoryError(CUDA_FULL)), (NEVER, NEVER)),
     (while_handling(RuntimeError(CPU_FULL), torch.OutOfMemoryError(CUDA_FULL)), (CERTAIN, HOST)),
     # a cause is as actual as its effect, and then a bug comes first

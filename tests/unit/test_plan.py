@@ -15,6 +15,7 @@ from profiler.plan import (
     Candidate,
     better_targets,
     check_effective_batch,
+    check_multiple,
     choose,
     equal_steps,
     least_steps,
@@ -89,7 +90,7 @@ def test_weights_over_all_replicas_add_up_to_one_and_the_factor_undoes_their_ave
 
 @pytest.mark.parametrize(("batch", "steps", "replicas"), [(3, 4, 1), (3, 2, 2), (3, 0, 1), (0, 1, 1)])
 def test_a_split_with_an_empty_part_is_our_own_mistake(batch: int, steps: int, replicas: int) -> None:
-    with pytest.raises(AssertionError, match=f"{steps * replicas} parts of {batch} samples"):
+    with pytest.raises(AssertionError, match=f"{steps * replicas} parts of {batch} × 1 samples"):
         split(batch, steps, replicas)
 
 
@@ -448,3 +449,31 @@ def test_every_replica_has_weights_of_its_own() -> None:
 def test_an_effective_batch_is_a_whole_number(batch: Any) -> None:
     with pytest.raises(UsageError, match=r"the effective batch is .*: it must be a whole number"):
         check_effective_batch(batch, 1)
+
+
+@given(st.integers(1, 8), st.integers(1, 64), st.integers(1, 4), st.data())
+def test_parts_that_must_be_multiples_are_and_add_up(
+    multiple: int, blocks: int, replicas: int, data: st.DataObject
+) -> None:
+    blocks = max(blocks, replicas)
+    steps = data.draw(st.integers(1, blocks // replicas))
+    parts = [size for sizes in split(blocks * multiple, steps, replicas, multiple_of=multiple) for size in sizes]
+
+    assert sum(parts) == blocks * multiple
+    assert all(size % multiple == 0 and size > 0 for size in parts)
+    assert max(parts) - min(parts) in (0, multiple)
+
+
+@pytest.mark.parametrize(
+    ("batch", "multiple", "replicas", "message"),
+    [
+        (100, 8, 1, "no sum of micro-batches that are multiples of 8: use 96 or 104"),
+        (5, 8, 1, "no sum of micro-batches that are multiples of 8: use 8"),
+        (16, 8, 3, "cannot be shared by 3 replicas in multiples of 8: use at least 24"),
+    ],
+)
+def test_an_effective_batch_that_is_made_of_no_multiples_is_refused(
+    batch: int, multiple: int, replicas: int, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        check_multiple(batch, multiple, replicas)

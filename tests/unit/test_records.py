@@ -21,7 +21,7 @@ from profiler.document import check_document, plan_document, to_json_document
 from profiler.equivalence import Decomposition, Equivalence, Way
 from profiler.errors import UsageError
 from profiler.lines import SearchEnd, Value, from_record, to_record
-from profiler.outcomes import Finding, Fits, OutOfMemory, Strategy, Throughput, Trial
+from profiler.outcomes import Finding, Fits, OutOfMemory, Refused, Strategy, Throughput, Trial
 from profiler.plan import AccumulationPlan
 from profiler.records import (
     Records,
@@ -56,10 +56,11 @@ fits = st.builds(
 misfits = st.builds(
     OutOfMemory, phase=texts, message=texts, evidence=texts, peak_bytes=maybe | amounts, seconds=seconds
 )
+refusals = st.builds(Refused, phase=texts, message=texts, evidence=texts, at_most=maybe | amounts, seconds=seconds)
 trials = st.builds(
     Trial,
     micro_batch_size=sizes,
-    outcome=fits | misfits,
+    outcome=fits | misfits | refusals,
     strategy=st.sampled_from(Strategy),
     accumulation_steps=sizes,
     why=texts,
@@ -188,7 +189,9 @@ def test_the_json_document_is_json(report: Report) -> None:
     document = to_json_document(report, [Path("a/table.csv")])
 
     assert json.loads(json.dumps(document, allow_nan=False)) == document
-    assert document["search"]["out_of_memory"] == sum(not trial.fits for trial in report.finding.trials)
+    assert document["search"]["out_of_memory"] == sum(
+        isinstance(trial.outcome, OutOfMemory) for trial in report.finding.trials
+    )
 
 
 def write(path: Path, records: Records) -> Path:
@@ -233,6 +236,7 @@ def test_lines_are_flat_objects_with_units_in_their_keys(written: Path) -> None:
         "phase": "forward",
         "message": "out",
         "evidence": "certain",
+        "at_most": None,
         "strategy": "accumulation",
         "accumulation_steps": 2,
         "why": "the sample's shape",

@@ -58,6 +58,7 @@ FLAGS = {
         "--data-parallel-size",
         "--equal",
         "--ceiling",
+        "--multiple-of",
         "--precision",
         "--compile/--no-compile",
         "--worst-case",
@@ -116,6 +117,8 @@ EXIT_STATUSES = {
     "MicrobatchError": 2,
     "UsageError": 2,
     "WorkloadError": 2,
+    "ShortBatch": 2,
+    "TooFewSamples": 2,
     "TrialError": 2,
     "NothingFits": 3,
     "DeviceUnavailable": 4,
@@ -248,13 +251,15 @@ def test_what_is_no_error_has_a_status_of_its_own() -> None:
 
 def test_the_tree_in_the_docstring_is_the_tree_of_the_errors() -> None:
     assert errors.__doc__ is not None
-    drawn = dict(re.findall(r"[├└]── (\w+) .*\(exit status (\d)\)", errors.__doc__))
+    drawn = dict(re.findall(r"^    [├└]── (\w+) .*\(exit status (\d)\)", errors.__doc__, re.MULTILINE))
+    below = dict.fromkeys(re.findall(r"│   [├└]── (\w+) ", errors.__doc__), "2")
     direct = {name for name, error in ERRORS.items() if error.__bases__ == (errors.MicrobatchError,)}
 
-    assert {name: int(status) for name, status in drawn.items()} == {
+    assert {name: int(status) for name, status in (drawn | below).items()} == {
         name: status for name, status in EXIT_STATUSES.items() if name != "MicrobatchError"
     }
     assert direct == set(drawn)
+    assert {ERRORS[name].__bases__ for name in below} == {(errors.WorkloadError,)}
 
 
 def test_no_other_module_defines_an_error() -> None:
