@@ -54,7 +54,10 @@ TrialTimeout = Annotated[
 VerificationTimeout = Annotated[
     float,
     typer.Option(
-        "--verification-timeout", metavar="SECONDS", help="Time limit of running the plan.", show_default=True
+        "--verification-timeout",
+        metavar="SECONDS",
+        help="Time limit of running the plan, and of every five steps of its soak.",
+        show_default=True,
     ),
 ]
 Isolation = Annotated[
@@ -86,6 +89,7 @@ def options(
     data_parallel_size: int = 1,
     equal: bool = False,
     ceiling: str | None = None,
+    soak: int | None = None,
     verification_timeout: float = VERIFICATION_SECONDS,
 ) -> Options:
     """What was typed as `Options`: first what every subcommand has that trains, then what probe alone has.
@@ -102,6 +106,7 @@ def options(
         data_parallel_size=data_parallel_size,
         ceiling=parse_ceiling(ceiling),
         equal=equal,
+        soak_steps=soak,
         isolation=cast(Literal["process", "none"], isolation),
         limits=Limits(trial_seconds=trial_timeout, verification_seconds=verification_timeout),
         target_options=TargetOptions(

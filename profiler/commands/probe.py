@@ -35,6 +35,10 @@ def probe(
         str | None,
         typer.Option(metavar="N|target", help="Try no larger size; target: the share of the effective batch."),
     ] = None,
+    soak: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Run the plan for N optimizer steps, on samples in a shuffled order."),
+    ] = None,
     precision: arguments.PrecisionOption = None,
     compile: arguments.Compile = None,
     worst_case: arguments.WorstCase = False,
@@ -66,6 +70,7 @@ def probe(
             data_parallel_size=data_parallel_size,
             equal=equal,
             ceiling=ceiling,
+            soak=soak,
             precision=precision,
             compile=compile,
             worst_case=worst_case,
@@ -97,7 +102,7 @@ def _print(report: Report, target: str, files: list[Path], *, as_json: bool) -> 
     print_lines(console, finding_lines(report))
     if report.plan is not None:
         console.print()
-        print_lines(console, plan_lines(report.plan, report.run))
+        print_lines(console, plan_lines(report.plan, report.run, report.soak))
     if report.equivalence is not None:
         print_lines(console, (verdict_line(report.equivalence, target),))
     if report.comparison:
