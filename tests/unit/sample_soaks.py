@@ -45,6 +45,13 @@ def out_of_memory() -> Soak:
     )
 
 
+def ended_at_once() -> Soak:
+    """Its second step ran out of memory."""
+    failure = SoakFailure(step=2, phase="forward", message="MemoryError: ")
+    points = (SoakPoint(step=1, peak_bytes=60 * MIB),)
+    return replace(out_of_memory(), steps_run=1, points=points, peak_bytes=63 * MIB, failure=failure)
+
+
 def on_a_gpu(*, reserved: float = 78.0, failure: SoakFailure | None = None) -> Soak:
     """A card whose allocator holds more and more that no tensor needs, GiB by GiB."""
     points = tuple(

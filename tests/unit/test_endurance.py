@@ -13,7 +13,7 @@ from profiler.devices.out_of_memory import Failure
 from profiler.endurance import endured, in_words
 from profiler.errors import NothingFits, TrialError
 from profiler.events import Event, Noted, SoakEnded, Started
-from profiler.outcomes import Finding, Fits, Throughput, Trial
+from profiler.outcomes import Finding, Fits, Trial
 from profiler.plan import AccumulationPlan
 from profiler.planner import Goal, make_plan
 from profiler.prober import Limits, Prober
@@ -212,16 +212,16 @@ def test_where_single_samples_fail_their_soak_too_there_is_no_plan() -> None:
 
 def test_a_soak_that_does_not_end_in_time_is_no_reason_to_try_smaller_ones() -> None:
     runner = Simulated(lambda request: TimedOut(seconds=400.0, output=""))
-    with pytest.raises(NothingFits, match="did not end its 200 optimizer steps within 400 s: ask for fewer with --soak"):
+    with pytest.raises(
+        NothingFits, match="did not end its 200 optimizer steps within 400 s: ask for fewer with --soak"
+    ):
         planned(runner, [])
 
     assert len(runner.soaked) == 1
 
 
 def test_a_worker_that_the_kernel_killed_ran_out_of_memory_in_a_step_that_nobody_knows() -> None:
-    runner = Simulated(
-        lambda request: lasted(request) if max(request.sizes) < 32 else Died(exit_status=-9, output="")
-    )
+    runner = Simulated(lambda request: lasted(request) if max(request.sizes) < 32 else Died(exit_status=-9, output=""))
     plan = planned(runner, [])
 
     assert plan.micro_batch_sizes == (16, 16)
@@ -337,7 +337,9 @@ def test_in_one_process_the_setting_cannot_be_tried_and_that_is_said() -> None:
 
     assert isinstance(came_to, AccumulationPlan)
     (note,) = came_to.notes
-    assert note.startswith(f"the allocator held 19 GiB that nothing used; whether {EXPANDABLE} would help cannot be tried")
+    assert note.startswith(
+        f"the allocator held 19 GiB that nothing used; whether {EXPANDABLE} would help cannot be tried"
+    )
     assert ended.again is None
 
 
