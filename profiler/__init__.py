@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from profiler.plan import AccumulationPlan
     from profiler.prober import Limits
     from profiler.report import Comparison, Report
+    from profiler.soak import Soak
     from profiler.workload import Workload
 
 _MODULES = {
@@ -46,6 +47,7 @@ _MODULES = {
     "Options": "options",
     "OutOfMemory": "outcomes",
     "Report": "report",
+    "Soak": "soak",
     "Strategy": "outcomes",
     "Throughput": "outcomes",
     "Trial": "outcomes",
@@ -75,6 +77,7 @@ __all__ = [
     "Options",
     "OutOfMemory",
     "Report",
+    "Soak",
     "Strategy",
     "Throughput",
     "Trial",

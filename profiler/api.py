@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from profiler.comparison import DEFAULT_MOST_STEPS, check_comparison, compare
 from profiler.equivalence import DEFAULT_CHECKED_SAMPLES, Equivalence
 from profiler.errors import MicrobatchError, NothingFits, TrialError, UsageError
-from profiler.events import Event, Found, Noted, Observer, unobserved
+from profiler.events import Event, Found, Noted, Observer, SoakEnded, unobserved
 from profiler.finder import climb, find_largest, why_nothing_fits
 from profiler.opening import open_prober
 from profiler.options import DEFAULT_HEADROOM, Options
@@ -17,6 +17,7 @@ from profiler.plan import AccumulationPlan, check_effective_batch
 from profiler.planner import Goal, make_plan, note_spread, time_ladder
 from profiler.prober import Limits, Prober
 from profiler.report import Comparison, Report
+from profiler.soak import Soak
 from profiler.units import format_bytes
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def find_accumulation_plan(
     equal: bool = False,
     multiple_of: int = 1,
     ceiling: int | Literal["target"] | None = "target",
+    soak_steps: int | None = None,
     isolation: Literal["process", "none"] = "process",
     limits: Limits | None = None,
     check: bool = True,
@@ -61,6 +63,7 @@ def find_accumulation_plan(
         ceiling=ceiling,
         equal=equal,
         multiple_of=multiple_of,
+        soak_steps=soak_steps,
         isolation=isolation,
         limits=limits or Limits(),
     )
@@ -89,10 +92,13 @@ def probe(
     options = options or Options()
     notes: list[str] = []
     searches: list[Found] = []
+    soaks: list[Soak] = []
 
     def watch(event: Event) -> None:
         if isinstance(event, Noted):
             notes.append(event.text)
+        elif isinstance(event, SoakEnded):
+            soaks.append(event.soak)
         elif isinstance(event, Found):
             searches.append(event)
         observe(event)
@@ -124,6 +130,7 @@ def probe(
             comparison=rows,
             equivalence=equivalence,
             plan=plan,
+            soak=soaks[-1] if soaks else None,
             search_seconds=searches[0].seconds,
             search_trials=searches[0].trials,
             notes=tuple(notes),
@@ -238,6 +245,7 @@ def _plan(
         equal=options.equal,
         prefer_equal=prober.compiled,
         equivalence=equivalence,
+        soak_steps=options.soak_steps,
     )
     try:
         return make_plan(prober, finding, goal)

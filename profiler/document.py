@@ -20,7 +20,8 @@ def to_json_document(results: Report | Records, files: Iterable[Path] = ()) -> d
 
     "peak_bytes" is in the unit of "capacity_bytes"; of a trial that ran out of memory it is the peak up to the failure.
     "search" counts the out-of-memory events of all "trials". Where no search was made or it was interrupted, "limited_by"
-    is null and the two sizes are the bounds so far. "equivalence" is null where that was not checked.
+    is null and the two sizes are the bounds so far. "equivalence" is null where that was not checked, "soak" where none was asked for; else it is that of the plan, or the last one that
+    failed.
     """
     records = records_of(results)
     return {
@@ -37,6 +38,7 @@ def to_json_document(results: Report | Records, files: Iterable[Path] = ()) -> d
         "comparison": [trial_entries(trial) for trial in records.comparison],
         "equivalence": equivalence_entries(records.equivalence) if records.equivalence else None,
         "plan": plan_entries(records.plan) if records.plan else None,
+        "soak": encode(records.soak) if records.soak else None,
         "search": {
             "trials": records.search_trials,
             "seconds": records.search_seconds,
@@ -111,6 +113,8 @@ def plan_entries(plan: AccumulationPlan) -> dict[str, Any]:
         "peak_bytes": plan.peak_bytes,
         "step_seconds": plan.step_seconds,
         "verified_steps": plan.verified_steps,
+        "soaked_steps": plan.soaked_steps,
+        "soaked_peak_bytes": plan.soaked_peak_bytes,
         "predicted_peak_bytes": plan.predicted_peak_bytes,
         "predicted_step_seconds": plan.predicted_step_seconds,
         "equivalence": plan.equivalence,

@@ -9,6 +9,7 @@ from profiler.equivalence import Equivalence
 from profiler.outcomes import Finding, Throughput, Trial
 from profiler.plan import AccumulationPlan
 from profiler.report import RunInfo
+from profiler.soak import Soak
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +65,13 @@ class Planned:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SoakEnded:
+    """A plan was run for many optimizer steps, to the end or not."""
+
+    soak: Soak
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Noted:
     """Something the user should know, in a sentence."""
 
@@ -77,7 +85,7 @@ class Began:
     run: RunInfo
 
 
-Event = Began | Started | SizeTried | Found | Timed | Compared | Checked | Planned | Noted
+Event = Began | Started | SizeTried | Found | Timed | Compared | Checked | Planned | SoakEnded | Noted
 Observer = Callable[[Event], None]
 
 

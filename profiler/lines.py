@@ -4,7 +4,8 @@
     {"schema": 1, "kind": "trial", "micro_batch_size": 1, "outcome": "fits", "peak_bytes": ..., "seconds": ..., ...}
 
 The kinds: "run" (a `RunInfo`), "trial" and "comparison" (a `Trial`), "throughput" (a `Throughput`), "finding" (a
-`SearchEnd`), "equivalence" (an `Equivalence`), "plan" (an `AccumulationPlan`) and "note" (a sentence). Keys are the
+`SearchEnd`), "equivalence" (an `Equivalence`), "plan" (an `AccumulationPlan`), "soak" (a `Soak`, of which a plan that failed
+leaves one too) and "note" (a sentence). Keys are the
 dataclass's fields, with their units; a trial's outcome lies flat beside its other fields. Unknown is null.
 """
 
@@ -20,6 +21,7 @@ from profiler.equivalence import Equivalence
 from profiler.outcomes import Finding, Fits, OutOfMemory, Refused, Throughput, Trial
 from profiler.plan import AccumulationPlan
 from profiler.report import RunInfo
+from profiler.soak import Soak
 
 SCHEMA = 1
 
@@ -36,7 +38,7 @@ class SearchEnd:
     search_trials: int
 
 
-Value = RunInfo | Trial | Throughput | SearchEnd | Equivalence | AccumulationPlan | str
+Value = RunInfo | Trial | Throughput | SearchEnd | Equivalence | AccumulationPlan | Soak | str
 
 _KINDS: dict[type, str] = {
     RunInfo: "run",
@@ -45,6 +47,7 @@ _KINDS: dict[type, str] = {
     SearchEnd: "finding",
     Equivalence: "equivalence",
     AccumulationPlan: "plan",
+    Soak: "soak",
     str: "note",
 }
 _OUTCOMES: dict[str, type[Fits] | type[OutOfMemory] | type[Refused]] = {
@@ -122,6 +125,8 @@ def from_record(record: Mapping[str, Any]) -> Value:
             return decode(Equivalence, record)
         case "plan":
             return decode(AccumulationPlan, record)
+        case "soak":
+            return decode(Soak, record)
         case "note" if isinstance(record.get("text"), str):
             return str(record["text"])
     raise ValueError(f'"kind" is {record.get("kind")!r}, none that this version knows')

@@ -24,6 +24,8 @@ class Options:
     ceiling: no larger size is tried; "target" is this replica's share of the effective batch; None has no end but memory.
     multiple_of: only multiples of it are tried and planned, for models that take no others.
     equal: only equal micro-batches, for frameworks that take one number.
+    soak_steps: run the plan for so many optimizer steps on batches as training takes them; one that runs out of memory in
+        them is no plan. None runs no soak.
     isolation: "process" runs trials in workers, "none" in this process, where on the CPU memory that was freed before is
         used again without being counted, so that small budgets are not kept exactly.
     target_options: what a named target is loaded with.
@@ -40,6 +42,7 @@ class Options:
     ceiling: int | Literal["target"] | None = None
     multiple_of: int = 1
     equal: bool = False
+    soak_steps: int | None = None
     isolation: Literal["process", "none"] = "process"
     limits: Limits = field(default_factory=Limits)
     target_options: TargetOptions = field(default_factory=TargetOptions)
@@ -66,6 +69,7 @@ class Options:
         self._check_multiple()
         if self.equal and self.effective_batch_size is not None:
             check_equal_shares(self.effective_batch_size, self.data_parallel_size)
+        _check_soak(self.soak_steps, self.effective_batch_size)
         if self.isolation not in ("process", "none"):
             raise UsageError(f"isolation {self.isolation!r} is unknown: use 'process' or 'none'.")
         if not isinstance(self.memory_limit, int | str | None):
@@ -98,6 +102,20 @@ class Options:
             blocks = self.effective_batch_size // self.multiple_of
             return -(-blocks // self.data_parallel_size) * self.multiple_of
         return self.ceiling
+
+
+def _check_soak(steps: object, effective_batch_size: int | None) -> None:
+    if steps is None:
+        return
+    if not _is_positive_whole(steps):
+        raise UsageError(
+            f"the soak is {steps!r}: it counts optimizer steps, a whole number of at least 1, such as 200."
+        )
+    if effective_batch_size is None:
+        raise UsageError(
+            f"a soak of {steps} steps runs a plan, and there is none without an effective batch: give --effective-batch "
+            "(effective_batch_size) too."
+        )
 
 
 def _is_positive_whole(value: object) -> bool:

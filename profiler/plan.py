@@ -27,6 +27,8 @@ class AccumulationPlan:
     predicted_peak_bytes, predicted_step_seconds: from the trials of its largest micro-batch.
     peak_bytes: measured by running the plan itself for `verified_steps` optimizer steps; None before that.
     step_seconds: the median of the steps but the first; on the CPU of a second such run, without the exact allocator.
+    soaked_steps, soaked_peak_bytes: how many optimizer steps it ran on batches as training takes them, and the peak over
+    those; 0 and None where no soak was asked for.
     equivalence: whether accumulation equals the whole batch for this model and loss, in a sentence; None where that was
     not checked.
 
@@ -42,6 +44,8 @@ class AccumulationPlan:
     peak_bytes: int | None = None
     step_seconds: float | None = None
     verified_steps: int = 0
+    soaked_steps: int = 0
+    soaked_peak_bytes: int | None = None
     equivalence: str | None = None
 
     def __post_init__(self) -> None:

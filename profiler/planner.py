@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 from profiler.curve import line_through_last
+from profiler.endurance import endured
 from profiler.equivalence import Decomposition, Equivalence
 from profiler.errors import NothingFits
 from profiler.events import Noted, Planned
@@ -20,12 +21,11 @@ from profiler.plan import (
     least_steps,
     split,
 )
-from profiler.prober import Prober
+from profiler.prober import VERIFIED_STEPS, Prober
 from profiler.trial import Completed
 from profiler.units import format_bytes, format_seconds
 from profiler.workers.protocol import TimedOut
 
-VERIFIED_STEPS = 5
 # Splits whose time, estimated from the ladder, is within this of the best are worth measuring.
 WORTH_TIMING = 0.10
 MOST_TIMED = 4
@@ -40,6 +40,7 @@ class Goal:
 
     headroom: the share of the capacity that stays unused. equal: only equal micro-batches. prefer_equal: among splits of
     the same speed, equal micro-batches first. equivalence: what a check said of accumulation, for the plan to pass on.
+    soak_steps: how many optimizer steps the plan must last on batches as training takes them; None asks for no soak.
     """
 
     effective_batch_size: int
@@ -48,6 +49,7 @@ class Goal:
     equal: bool
     prefer_equal: bool
     equivalence: Equivalence | None = None
+    soak_steps: int | None = None
 
 
 def time_ladder(prober: Prober, largest: int) -> None:
@@ -74,6 +76,8 @@ def note_spread(prober: Prober) -> None:
 def make_plan(prober: Prober, finding: Finding, goal: Goal) -> AccumulationPlan:
     """Choose the fastest split that leaves the headroom, run it, and fall back to the next one while it fails.
 
+    After a soak that failed only smaller micro-batches are tried, with twice the accumulation steps where none is left.
+
     Raises NothingFits where no split leaves the headroom, or none that does survives being run.
     """
     safe_bytes = int(prober.capacity_bytes * (1 - goal.headroom))
@@ -92,16 +96,36 @@ def make_plan(prober: Prober, finding: Finding, goal: Goal) -> AccumulationPlan:
             equivalence=goal.equivalence.verdict if goal.equivalence is not None else None,
         )
         verified = _verified(prober, plan)
+        soaked = False
+        if goal.soak_steps is not None and isinstance(verified, AccumulationPlan):
+            verified, soaked = endured(prober, verified, goal.soak_steps, goal.headroom), True
         if isinstance(verified, AccumulationPlan):
             prober.observe(Planned(plan=verified))
             return verified
         failures.append(verified)
         prober.observe(Noted(text=verified))
         candidates = [candidate for candidate in candidates if candidate is not chosen]
+        if soaked:
+            candidates = _smaller(prober, candidates, chosen, goal, safe_bytes)
     raise NothingFits(
         f"no plan for an effective batch of {goal.effective_batch_size} survived being run. {' '.join(failures)} "
         "Raise --headroom, the memory limit, or the time limit."
     )
+
+
+def _smaller(
+    prober: Prober, candidates: list[Candidate], chosen: Candidate, goal: Goal, safe_bytes: int
+) -> list[Candidate]:
+    """Those of smaller micro-batches than `chosen`, else one of twice the steps or the next more; none after the smallest."""
+    size, steps = chosen.replicas[0][0], len(chosen.replicas[0])
+    left = [candidate for candidate in candidates if candidate.replicas[0][0] < size]
+    most = goal.effective_batch_size // prober.smallest_size // goal.data_parallel_size
+    if left or steps == most:
+        return left
+    more = min(2 * steps, most)
+    if goal.equal:
+        more = _equal_steps(prober, goal, more)[0]
+    return _candidates(prober, [more], goal, safe_bytes)
 
 
 def _possible_steps(prober: Prober, goal: Goal, safe_size: int) -> list[int]:

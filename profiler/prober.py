@@ -7,10 +7,12 @@ from dataclasses import dataclass, field, replace
 from profiler.checking.job import CheckRequest, check
 from profiler.curve import line_through_last
 from profiler.equivalence import Equivalence
-from profiler.errors import NothingFits, UsageError
+from profiler.errors import NothingFits, UsageError, WorkloadError
 from profiler.events import Checked, Noted, Observer, SizeTried, Started, Timed
 from profiler.judge import FEWER_SAMPLES, Circumstances, first_line, is_suspect, outcome_of
 from profiler.outcomes import Fits, Outcome, OutOfMemory, Refused, Strategy, Throughput, Trial
+from profiler.soak import Soak, SoakFailure
+from profiler.soaking import Soaked, SoakRequest, soak
 from profiler.trial import Completed, Failed, Schedule, Setting, run_schedule, time_size
 from profiler.workers.protocol import Died, TimedOut
 from profiler.workers.runner import Runner
@@ -24,6 +26,7 @@ CHECK_TRIALS = 10
 SHORT_CHECK_TRIALS = 2
 TRIAL_SECONDS = 120.0
 VERIFICATION_SECONDS = 600.0
+VERIFIED_STEPS = 5
 SIZING_MICRO_BATCHES = 3
 
 
@@ -38,6 +41,10 @@ class Limits:
         for seconds in (self.trial_seconds, self.verification_seconds):
             if not seconds > 0:
                 raise UsageError(f"a time limit of {seconds} seconds lets nothing end: it must be positive.")
+
+    def soak_seconds(self, steps: int) -> float:
+        """What a soak of `steps` optimizer steps may take: `verification_seconds` for every five, which a verification runs."""
+        return self.verification_seconds * max(1.0, steps / VERIFIED_STEPS)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -107,6 +114,33 @@ class Prober:
         outcome = outcome_of(reply, self._circumstances(max(sizes), self.predicted_bytes(max(sizes)), reply))
         assert not isinstance(outcome, Fits), "only a completed schedule fits"
         return outcome
+
+    def soak(self, sizes: tuple[int, ...], steps: int, *, why: str, runner: Runner | None = None) -> Soak | TimedOut:
+        """`steps` optimizer steps over `sizes` on batches as training takes them, in a fresh worker under the budget.
+
+        runner: another one to run it in. Raises WorkloadError for a bug, TrialError for a crash.
+        """
+        self.observe(Started(what=f"a soak of {steps} optimizer steps", why=why))
+        reply: Soaked | Died | TimedOut = (runner or self.runner).size(
+            soak,
+            self.setting,
+            SoakRequest(sizes=sizes, steps=steps),
+            timeout_seconds=self.limits.soak_seconds(steps),
+            fresh=True,
+        )
+        if isinstance(reply, TimedOut):
+            return reply
+        if isinstance(reply, Soaked) and reply.failed is None:
+            return reply.soak
+        ended = reply if isinstance(reply, Died) else reply.failed
+        assert ended is not None, "what completed was returned"
+        outcome = outcome_of(ended, self._circumstances(max(sizes), self.predicted_bytes(max(sizes)), ended))
+        if isinstance(outcome, Refused):
+            raise WorkloadError(
+                f"a soak of {steps} optimizer steps ended before its time, {outcome.evidence}: {outcome.message}."
+            )
+        assert isinstance(outcome, OutOfMemory), "only a completed schedule fits"
+        return failed_soak(sizes, steps, reply, outcome)
 
     def time_plan(self, sizes: tuple[int, ...], steps: int) -> tuple[float, ...] | None:
         """Seconds of each of `steps` optimizer steps of accumulation over `sizes`; None, with a note, where it fails."""
@@ -225,6 +259,22 @@ def sizing_schedule(size: int) -> Schedule:
     allocator cuts the optimizer's state out of what the first step's activations left behind.
     """
     return Schedule(strategy=Strategy.ACCUMULATION, steps=((size,), (size, size)))
+
+
+def failed_soak(sizes: tuple[int, ...], steps: int, reply: Soaked | Died, outcome: OutOfMemory) -> Soak:
+    """A soak that ran out of memory, with what it measured before, which a worker that died did not tell."""
+    if isinstance(reply, Died):
+        failure = SoakFailure(step=None, phase=outcome.phase, message=outcome.message)
+        return Soak(micro_batch_sizes=sizes, steps=steps, steps_run=0, seconds=outcome.seconds, failure=failure)
+    failure = SoakFailure(
+        step=reply.soak.steps_run + 1,
+        phase=outcome.phase,
+        message=outcome.message,
+        elements=reply.elements,
+        unused_bytes=reply.at_failure.unused_bytes,
+    )
+    known = [peak for peak in (reply.soak.peak_bytes, outcome.peak_bytes) if peak is not None]
+    return replace(reply.soak, peak_bytes=max(known, default=None), failure=failure)
 
 
 def needed_bytes(fits: Fits) -> int:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
+from profiler.codec import encode
 from profiler.curve import line_through_last
 from profiler.equivalence import Equivalence
 from profiler.errors import UsageError
@@ -18,6 +19,7 @@ from profiler.lines import SearchEnd, Value, from_record, search_end, throughput
 from profiler.outcomes import Finding, Fits, Throughput, Trial
 from profiler.plan import AccumulationPlan
 from profiler.report import Report, RunInfo
+from profiler.soak import Soak, SoakPoint
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,6 +32,7 @@ _THROUGHPUT = (
     *("micro_step_seconds", "optimizer_seconds", "windows", "joules_per_sample", "energy_note"),
 )
 _WHOLE = ("micro_batch_size", "accumulation_steps", "batch_size", "allocator_retries", "windows", *_PEAKS)
+_SOAK = tuple(field.name for field in fields(SoakPoint))
 _TEXTS = ("strategy", "outcome", "phase", "why", "energy_note")
 
 
@@ -39,7 +42,7 @@ class Records:
 
     trials: those of the micro-batch sizes, in the order they ran. comparison: those of the three strategies.
     finding, search_seconds, search_trials: None where no search was made, or it was interrupted.
-    equivalence: None where accumulation was not compared with the whole batch.
+    equivalence: None where accumulation was not compared with the whole batch. soak: the last that ran, None without one.
     """
 
     run: RunInfo
@@ -51,6 +54,7 @@ class Records:
     search_trials: int | None = None
     equivalence: Equivalence | None = None
     plan: AccumulationPlan | None = None
+    soak: Soak | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -82,6 +86,7 @@ def records_of(results: Report | Records) -> Records:
         search_trials=results.search_trials,
         equivalence=results.equivalence,
         plan=results.plan,
+        soak=results.soak,
         notes=results.notes,
     )
 
@@ -121,7 +126,7 @@ class RecordWriter:
         if records.finding:
             seconds, trials = records.search_seconds or 0.0, records.search_trials or 0
             self.append_finding(records.finding, search_seconds=seconds, search_trials=trials)
-        for rest in (records.equivalence, records.plan, *records.notes):
+        for rest in (records.equivalence, records.soak, records.plan, *records.notes):
             if rest is not None:
                 self.append(rest)
 
@@ -203,6 +208,7 @@ def _assemble(path: Path, values: Sequence[tuple[str, Value]], notes: Iterable[s
         search_trials=end.search_trials if end else None,
         equivalence=next((value for _, value in reversed(values) if isinstance(value, Equivalence)), None),
         plan=next((value for _, value in reversed(values) if isinstance(value, AccumulationPlan)), None),
+        soak=next((value for _, value in reversed(values) if isinstance(value, Soak)), None),
         notes=(*(value for _, value in values if isinstance(value, str)), *notes),
     )
 
@@ -265,6 +271,11 @@ def summed_loss_frame(records: Records) -> Frame:
     return _frame((*names, *_PEAKS, "seconds", "phase"), rows)
 
 
+def soak_frame(records: Records) -> Frame:
+    """One row a point of the soak, the fields of `SoakPoint`: what `soak.csv` holds and `plot_soak` draws."""
+    return _frame(_SOAK, [encode(point) for point in records.soak.points] if records.soak else [])
+
+
 def table_frame(records: Records) -> Frame:
     """One row a micro-batch size that was tried or timed, by size: what `table.csv` holds.
 
@@ -289,4 +300,4 @@ def _frame(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Frame:
 def _dtype(name: str) -> Literal["string", "Float64", "Int64"]:
     if name in _TEXTS:
         return "string"
-    return "Int64" if name in _WHOLE else "Float64"
+    return "Int64" if name in (*_WHOLE, *_SOAK) else "Float64"

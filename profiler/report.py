@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from profiler.equivalence import Equivalence
 from profiler.outcomes import Finding, Throughput, Trial
 from profiler.plan import AccumulationPlan
+from profiler.soak import Soak
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +37,7 @@ class Report:
     """A probe's results. `comparison` holds trials of the three strategies; `plan` is None without an effective batch.
 
     equivalence: whether accumulation equals the whole batch, None where that was not asked or could not be checked.
+    soak: the last that ran, which is the plan's where there is one; None where none was asked for.
     search_seconds: wall time of the search for the largest micro-batch alone, ladder, timing and comparison excluded.
     search_trials: how many trials the search needed. notes: what the user should know, a sentence each.
     """
@@ -46,6 +48,7 @@ class Report:
     comparison: tuple[Trial, ...] = ()
     equivalence: Equivalence | None = None
     plan: AccumulationPlan | None = None
+    soak: Soak | None = None
     search_seconds: float = 0.0
     search_trials: int = 0
     notes: tuple[str, ...] = ()

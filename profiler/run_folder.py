@@ -2,7 +2,7 @@
 
 records.jsonl                    a line for each thing, as it happens; everything else follows from it
 table.csv  plan.json             a row a micro-batch size; the plan, and where and for what it was made
-memory.png  throughput.png  summed_loss.png, each with the CSV behind it
+memory.png  throughput.png  summed_loss.png  soak.png, each with the CSV behind it
 command.txt                      what to type to get these results again
 """
 
@@ -34,6 +34,8 @@ FILES = (
     "throughput.csv",
     "summed_loss.png",
     "summed_loss.csv",
+    "soak.png",
+    "soak.csv",
     "command.txt",
 )
 # Everything that a run may leave in its folder; nothing else is ever removed from it.

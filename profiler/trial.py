@@ -132,7 +132,7 @@ def run_schedule(setting: Setting, schedule: Schedule) -> Done[Completed]:
     def job(device: Device, phase: Phase) -> Completed:
         start = time.perf_counter()
         device.settle()
-        training = _start(setting, device, phase, first_step=schedule.steps[0])
+        training = started(setting, device, phase, first_step=schedule.steps[0])
         seconds = []
         for sizes in schedule.steps:
             began = time.perf_counter()
@@ -167,7 +167,7 @@ def time_size(setting: Setting, size: int) -> Done[Throughput]:
         from profiler.measure import measure_throughput
 
         device.settle()
-        return measure_throughput(_start(setting, device, phase), device, size)
+        return measure_throughput(started(setting, device, phase), device, size)
 
     return guarded(setting, job)
 
@@ -220,16 +220,25 @@ def loaded(setting: Setting) -> Workload:
     return workload
 
 
-def _start(setting: Setting, device: Device, phase: Phase, first_step: tuple[int, ...] | None = None) -> Training:
+def started(
+    setting: Setting,
+    device: Device,
+    phase: Phase,
+    first_step: tuple[int, ...] | None = None,
+    *,
+    keep_batches: bool | None = None,
+) -> Training:
     """The workload in training on the device, under the setting's budget, which counts from its first byte on.
 
     first_step: the sizes of the first step; a compiled model on the CPU runs them once before the budget, because there
-    the compiler's own memory is host memory too and would count as the model's.
+    the compiler's own memory is host memory too and would count as the model's. keep_batches: whether a batch of each size
+    is made once; None where only host memory that is measured must not hold it.
     """
     from profiler.steps import Training, run_step
 
     workload = loaded(setting)
-    keep_batches = setting.limit_bytes is None or not device.measures_host_memory
+    if keep_batches is None:
+        keep_batches = setting.limit_bytes is None or not device.measures_host_memory
     if workload.compile and device.type == "cpu" and first_step is not None:
         training = Training.start(workload, device.torch_device, phase, keep_batches=keep_batches)
         run_step(training, Strategy.ACCUMULATION, first_step)

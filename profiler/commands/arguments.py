@@ -54,7 +54,10 @@ TrialTimeout = Annotated[
 VerificationTimeout = Annotated[
     float,
     typer.Option(
-        "--verification-timeout", metavar="SECONDS", help="Time limit of running the plan.", show_default=True
+        "--verification-timeout",
+        metavar="SECONDS",
+        help="Time limit of running the plan, and of every five steps of its soak.",
+        show_default=True,
     ),
 ]
 Isolation = Annotated[
@@ -87,6 +90,7 @@ def options(
     equal: bool = False,
     ceiling: str | None = None,
     multiple_of: int = 1,
+    soak: int | None = None,
     verification_timeout: float = VERIFICATION_SECONDS,
 ) -> Options:
     """What was typed as `Options`: first what every subcommand has that trains, then what probe alone has.
@@ -104,6 +108,7 @@ def options(
         ceiling=parse_ceiling(ceiling),
         multiple_of=multiple_of,
         equal=equal,
+        soak_steps=soak,
         isolation=cast(Literal["process", "none"], isolation),
         limits=Limits(trial_seconds=trial_timeout, verification_seconds=verification_timeout),
         target_options=TargetOptions(

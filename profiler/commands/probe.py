@@ -38,6 +38,10 @@ def probe(
     multiple_of: Annotated[
         int, typer.Option(metavar="N", help="Only multiples of N, for a model that takes no other sizes.")
     ] = 1,
+    soak: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Run the plan for N optimizer steps, on samples in a shuffled order."),
+    ] = None,
     precision: arguments.PrecisionOption = None,
     compile: arguments.Compile = None,
     worst_case: arguments.WorstCase = False,
@@ -70,6 +74,7 @@ def probe(
             equal=equal,
             ceiling=ceiling,
             multiple_of=multiple_of,
+            soak=soak,
             precision=precision,
             compile=compile,
             worst_case=worst_case,
@@ -101,7 +106,7 @@ def _print(report: Report, target: str, files: list[Path], *, as_json: bool) -> 
     print_lines(console, finding_lines(report))
     if report.plan is not None:
         console.print()
-        print_lines(console, plan_lines(report.plan, report.run))
+        print_lines(console, plan_lines(report.plan, report.run, report.soak))
     if report.equivalence is not None:
         print_lines(console, (verdict_line(report.equivalence, target),))
     if report.comparison:

@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.status import Status
 from rich.text import Text
 
+from profiler.commands.soak_lines import soak_summary
 from profiler.commands.tables import format_rate
-from profiler.events import Began, Checked, Compared, Event, Found, Noted, Planned, SizeTried, Started, Timed
+from profiler.events import Began, Checked, Compared, Event, Found, Noted, Planned, SizeTried, SoakEnded, Started, Timed
 from profiler.outcomes import Trial
 from profiler.units import format_bytes, format_seconds
 
@@ -70,12 +71,18 @@ def describe(event: Event, capacity_bytes: int) -> str | None:
             return f"  {way:<32}{_outcome(trial, capacity_bytes)}"
         case Checked(equivalence=equivalence):
             return f"  check {equivalence.batch_size:>5}  {equivalence.verdict}"
-        case Planned(plan=plan):
-            return f"  plan  {plan.reason}"
+        case Planned() | SoakEnded():
+            return _planned(event, capacity_bytes)
         case Noted(text=text):
             return f"  note  {text}"
         case Started():
             return None
+
+
+def _planned(event: Planned | SoakEnded, capacity_bytes: int) -> str:
+    if isinstance(event, Planned):
+        return f"  plan  {event.plan.reason}"
+    return f"  soak  {soak_summary(event.soak, capacity_bytes)}"
 
 
 def _outcome(trial: Trial, capacity_bytes: int) -> str:

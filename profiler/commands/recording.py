@@ -10,7 +10,19 @@ from typing import Self
 from rich.text import Text
 
 from profiler.commands.console import errors
-from profiler.events import Began, Checked, Compared, Event, Found, Noted, Observer, Planned, SizeTried, Timed
+from profiler.events import (
+    Began,
+    Checked,
+    Compared,
+    Event,
+    Found,
+    Noted,
+    Observer,
+    Planned,
+    SizeTried,
+    SoakEnded,
+    Timed,
+)
 from profiler.records import Records, RecordWriter
 from profiler.report import Report, RunInfo
 from profiler.run_folder import RunFolder
@@ -98,6 +110,8 @@ class Recording:
                 writer.append(equivalence)
             case Planned(plan=plan):
                 writer.append(plan)
+            case SoakEnded(soak=soak):
+                writer.append(soak)
             case Noted(text=text):
                 writer.append(text)
             case Found(finding=finding, seconds=seconds, trials=trials):

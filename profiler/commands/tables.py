@@ -10,9 +10,11 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from profiler.commands.soak_lines import soak_lines
 from profiler.outcomes import Refused, Strategy, Throughput, Trial
 from profiler.plan import AccumulationPlan
 from profiler.report import Report, RunInfo
+from profiler.soak import Soak
 from profiler.units import format_bytes, format_joules, format_seconds
 
 # Columns of words; the first column is one anyway.
@@ -97,7 +99,7 @@ def finding_lines(report: Report) -> Iterable[str]:
         )
 
 
-def plan_lines(plan: AccumulationPlan, run: RunInfo) -> Iterable[str]:
+def plan_lines(plan: AccumulationPlan, run: RunInfo, soak: Soak | None = None) -> Iterable[str]:
     """The plan: how its numbers come about, line by line, why it was chosen, and what running it measured."""
     sizes = plan.micro_batch_sizes
     yield f"Plan for an effective batch of {plan.effective_batch_size}"
@@ -118,6 +120,8 @@ def plan_lines(plan: AccumulationPlan, run: RunInfo) -> Iterable[str]:
             f"  measured over {plan.verified_steps} optimizer steps     peak {format_bytes(plan.peak_bytes)}, {share:.0%} of the "
             "capacity" + (f"; {format_seconds(plan.step_seconds)} a step" if plan.step_seconds is not None else "")
         )
+    if soak is not None:
+        yield from soak_lines(soak, run.capacity_bytes)
     yield f"  chosen because                      {plan.reason}"
     for note in plan.notes:
         yield f"  note                                {note}"

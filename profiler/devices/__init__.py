@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from profiler.devices.base import Device, DeviceFacts, Peaks
+from profiler.devices.base import Device, DeviceFacts, Peaks, Usage
 from profiler.devices.cpu import CpuDevice
 from profiler.devices.cuda import CudaDevice
 from profiler.devices.nvml import gpus_are_visible
 from profiler.errors import UsageError
 
-__all__ = ["Device", "DeviceFacts", "Peaks", "Surveyed", "default_device_name", "open_device", "survey"]
+__all__ = ["Device", "DeviceFacts", "Peaks", "Surveyed", "Usage", "default_device_name", "open_device", "survey"]
 
 
 def open_device(name: str) -> Device:

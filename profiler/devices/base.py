@@ -27,6 +27,26 @@ class Peaks:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What the framework's allocator holds now, in bytes; None where the device does not know.
+
+    allocated_bytes: in use. reserved_bytes: held, in use or not. inactive_split_bytes: free blocks that cannot be given
+    back, because other parts of what they were cut from are in use: fragmentation.
+    """
+
+    allocated_bytes: int | None = None
+    reserved_bytes: int | None = None
+    inactive_split_bytes: int | None = None
+
+    @property
+    def unused_bytes(self) -> int | None:
+        """Held and not in use."""
+        if self.reserved_bytes is None or self.allocated_bytes is None:
+            return None
+        return self.reserved_bytes - self.allocated_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceFacts:
     """What a device is: its own name, its memory and what of it is free now, and the versions that records carry."""
 
@@ -103,6 +123,17 @@ class Device(ABC):
     @abstractmethod
     def read_peaks(self) -> Peaks:
         """The peaks since `open`."""
+
+    @abstractmethod
+    def usage(self) -> Usage:
+        """What the allocator holds at this moment."""
+
+    @abstractmethod
+    def defragmenting_environment(self) -> dict[str, str]:
+        """Variables with which a process's allocator fragments less, the one to recommend first; empty where there are none.
+
+        What the caller's environment sets already is kept. Touches no hardware.
+        """
 
     @abstractmethod
     def release(self) -> bool:

@@ -23,8 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from profiler.devices.base import Device, DeviceFacts, Peaks
+from profiler.devices.base import Device, DeviceFacts, Peaks, Usage
 from profiler.devices.cgroup import cgroup_available_bytes
+from profiler.devices.glibc import heap_usage, since
 from profiler.errors import UsageError
 from profiler.units import MIB, format_bytes
 
@@ -45,6 +46,7 @@ class CpuDevice(Device):
         self._baseline_bytes = 0
         self._at_open = _AddressSpace(data_bytes=0, size_bytes=0, peak_bytes=0)
         self._soft_limit_before: int | None = None  # None while it is not open
+        self._usage_at_open = Usage()
         self._filling: mmap.mmap | None = None  # given back with the device: peaks are read against it
 
     @property
@@ -122,6 +124,7 @@ class CpuDevice(Device):
         self._fill_to_mark()
         self._at_open = _AddressSpace.now()
         self._baseline_bytes = self._at_open.data_bytes - live_bytes
+        self._usage_at_open = heap_usage()
         soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
         available = available_bytes()
         if hard != resource.RLIM_INFINITY:
@@ -156,6 +159,17 @@ class CpuDevice(Device):
             # What is not data grew by libraries loaded meanwhile; take it off, so that the mark is in data size.
             peak = max(peak, now.peak_bytes - (now.size_bytes - now.data_bytes))
         return Peaks(peak_bytes=peak - self._baseline_bytes, resident_bytes=_status_bytes("VmHWM"))
+
+    def usage(self) -> Usage:
+        """What malloc holds beyond what it held at `open`; see `profiler.devices.glibc`.
+
+        Under `sizing_environment` every block of a page or more is mapped by itself and given back when it is freed, so that
+        little can be left unused; an ordinary allocator keeps more.
+        """
+        return since(self._usage_at_open, heap_usage())
+
+    def defragmenting_environment(self) -> dict[str, str]:
+        return {}
 
     def release(self) -> bool:
         gc.collect()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gc
+import os
 import platform
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from profiler.devices.base import Device, DeviceFacts, Peaks
+from profiler.devices.base import Device, DeviceFacts, Peaks, Usage
 from profiler.devices.nvml import Nvml
 from profiler.errors import DeviceUnavailable, UsageError
 from profiler.units import format_bytes
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 # object's: the context stays as long as the process, and the driver does not say whose memory is whose (a container
 # sees no other process, and its own under another number).
 _USED_BY_OTHERS_BYTES: dict[int, int] = {}
+# torch's settings of its caching allocator: the name, and the older one.
+_SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 
 
 class CudaDevice(Device):
@@ -176,6 +179,27 @@ class CudaDevice(Device):
             device_used_bytes=self._driver().device_used_bytes(),
             allocator_retries=int(stats["num_alloc_retries"]) - self._retries_at_open,
         )
+
+    def usage(self) -> Usage:
+        stats = self._stats()
+        return Usage(
+            allocated_bytes=int(stats["allocated_bytes.all.current"]),
+            reserved_bytes=int(stats["reserved_bytes.all.current"]),
+            inactive_split_bytes=int(stats["inactive_split_bytes.all.current"]),
+        )
+
+    def defragmenting_environment(self) -> dict[str, str]:
+        """Expandable segments grow where others would be added, so that a block for a longer batch needs no new one.
+
+        torch reads PYTORCH_ALLOC_CONF from 2.9 on and PYTORCH_CUDA_ALLOC_CONF before; of a release between, only the
+        second had an effect on expandable segments, so both are set. Nothing where the user decided on them, or on
+        another allocator (backend:cudaMallocAsync), which has none.
+        """
+        own = os.environ.get(_SETTINGS[0]) or os.environ.get(_SETTINGS[1]) or ""
+        if "expandable_segments" in own or "backend:" in own.replace(" ", ""):
+            return {}
+        value = ",".join(filter(None, (own.strip().strip(","), "expandable_segments:True")))
+        return dict.fromkeys(_SETTINGS, value)
 
     def release(self) -> bool:
         import torch

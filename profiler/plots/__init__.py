@@ -1,7 +1,7 @@
 """Figures of a run's records; the only package that imports matplotlib.
 
-`plot_memory`, `plot_throughput` and `plot_summed_loss` draw a frame of `profiler.records` on the axes that they are
-given and set no global style. `save_figures` writes the three, each with its frame as CSV beside it.
+`plot_memory`, `plot_throughput`, `plot_summed_loss` and `plot_soak` draw a frame of `profiler.records` on the axes that
+they are given and set no global style. `save_figures` writes them, each with its frame as CSV beside it.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from matplotlib.figure import Figure
 
 from profiler.files import replace_file
 from profiler.plots.memory import plot_memory
+from profiler.plots.soak import plot_soak
 from profiler.plots.summed_loss import plot_summed_loss
 from profiler.plots.throughput import plot_throughput
-from profiler.records import Frame, Records, records_of, summed_loss_frame, throughput_frame, trials_frame
+from profiler.records import Frame, Records, records_of, soak_frame, summed_loss_frame, throughput_frame, trials_frame
 from profiler.report import Report
 
-__all__ = ["plot_memory", "plot_summed_loss", "plot_throughput", "save_figures"]
+__all__ = ["plot_memory", "plot_soak", "plot_summed_loss", "plot_throughput", "save_figures"]
 
 # 840 x 600 pixels: at half of that, the width of half a README, the smallest text is still 12 pixels high.
 SIZE_INCHES = (5.6, 4.0)
@@ -28,10 +29,10 @@ DOTS_PER_INCH = 150
 
 
 def save_figures(results: Report | Records, folder: Path) -> list[Path]:
-    """Writes memory.png, throughput.png, summed_loss.png and the CSV behind each into `folder`; the paths written.
+    """Writes memory.png, throughput.png, summed_loss.png, soak.png and the CSV behind each into `folder`; the paths written.
 
     A figure that has nothing to show is left out, with its CSV: memory where no size fitted or only one was tried and
-    not searched for, throughput without a timing, summed loss without a comparison.
+    not searched for, throughput without a timing, summed loss without a comparison, a soak without a step that ended.
     Raises UsageError where a file cannot be written.
     """
     records = records_of(results)
@@ -50,6 +51,10 @@ def save_figures(results: Report | Records, folder: Path) -> list[Path]:
         frame, (figure, ax) = summed_loss_frame(records), _figure()
         plot_summed_loss(ax, frame, capacity_bytes=capacity)
         paths += _save(figure, frame, folder / "summed_loss")
+    if records.soak and records.soak.points:
+        frame, (figure, ax) = soak_frame(records), _figure()
+        plot_soak(ax, frame, capacity_bytes=capacity, failed=not records.soak.passed)
+        paths += _save(figure, frame, folder / "soak")
     return paths
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -36,6 +36,9 @@ class InProcessRunner:
 
     def close(self) -> None:
         """Nothing to end."""
+
+    def with_environment(self, environment: Mapping[str, str]) -> None:
+        """None: this process has read its variables already."""
 
     def size(self, function: Callable[..., Done[T]], *arguments: Any, timeout_seconds: float, fresh: bool) -> T | Any:
         """Call `function(*arguments)`, whose first argument is the Setting, and restore what training changed."""

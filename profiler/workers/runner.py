@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar
 
 from profiler.devices import Device
@@ -21,6 +21,9 @@ class Runner(Protocol):
     def close(self) -> None:
         """End every process that was started."""
 
+    def with_environment(self, environment: Mapping[str, str]) -> Runner | None:
+        """Another runner whose workers have these variables too, to be closed by who asked; None where there are no workers."""
+
     def size(self, function: Callable[..., Done[T]], *arguments: Any, timeout_seconds: float, fresh: bool) -> T | Any:
         """The job's result, or how its worker ended; memory is measured exactly. fresh: in a worker of its own."""
 
@@ -32,14 +35,27 @@ class ProcessRunner:
     """Workers of fork servers: one for sizing and, where exact sizes cost time on this device, another for timing.
 
     imports: modules that every job will need, beside torch. exact: whether memory will be measured; without it there is one
-    server, that of an ordinary allocator.
+    server, that of an ordinary allocator. environment: variables for all of them beside the caller's own.
     """
 
-    def __init__(self, device: Device, imports: tuple[str, ...] = (), *, exact: bool = True) -> None:
-        environment = device.sizing_environment() if exact else PATIENT
-        self._sizing = ForkServer(environment, imports)
-        self._timing = ForkServer({}, imports) if exact and environment else self._sizing
+    def __init__(
+        self,
+        device: Device,
+        imports: tuple[str, ...] = (),
+        *,
+        exact: bool = True,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        added = dict(environment or {})
+        own = device.sizing_environment() if exact else PATIENT
+        self._sizing = ForkServer({**own, **added}, imports)
+        self._timing = ForkServer(added, imports) if exact and own else self._sizing
         self._keeps_workers = device.keeps_workers
+        self._device, self._imports, self._exact = device, imports, exact
+
+    def with_environment(self, environment: Mapping[str, str]) -> ProcessRunner:
+        """The same with these variables; it starts nothing before its first job."""
+        return ProcessRunner(self._device, self._imports, exact=self._exact, environment=environment)
 
     def close(self) -> None:
         """End the servers and their workers."""

@@ -8,15 +8,17 @@ import pytest
 from rich.console import Console
 from sample_checks import equal_check, unequal_check
 from sample_records import SHAPES, fast_small, gpu, nothing_fits, resnet
+from sample_soaks import on_a_gpu, on_the_cpu, out_of_memory
 
 from profiler.commands.devices import devices_table
 from profiler.commands.progress import describe
 from profiler.commands.tables import comparison_table, finding_lines, plan_lines, print_lines, sizes_table
 from profiler.devices import DeviceFacts, Surveyed
-from profiler.events import Began, Checked, Compared, Event, Found, Noted, Planned, SizeTried, Started, Timed
+from profiler.events import Began, Checked, Compared, Event, Found, Noted, Planned, SizeTried, SoakEnded, Started, Timed
 from profiler.plan import AccumulationPlan
 from profiler.records import Records
 from profiler.report import Report
+from profiler.soak import Soak, SoakFailure
 from profiler.units import GIB
 
 WIDTH = 100
@@ -107,6 +109,29 @@ def test_plan(name: str, golden: Callable[[str], None]) -> None:
     plan = PLANS[name]
     assert plan is not None
     golden(lines(plan_lines(plan, resnet().run)))
+
+
+SOAKS = {
+    "on the cpu": on_the_cpu(),
+    "on a gpu": on_a_gpu(reserved=70.0),
+    "same peak": replace(on_the_cpu(), verified_peak_bytes=106 * 2**20),
+    "nothing known": Soak(micro_batch_sizes=(1,), steps=3, steps_run=3, seconds=1.0, peak_bytes=2**20),
+    "failed": out_of_memory(),
+    "died": replace(
+        out_of_memory(), points=(), peak_bytes=None, failure=SoakFailure(step=None, phase="worker", message="killed")
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ["on the cpu", "on a gpu", "same peak", "nothing known"])
+def test_a_plan_that_was_soaked(name: str, golden: Callable[[str], None]) -> None:
+    plan, run = fast_small().plan, (gpu() if name == "on a gpu" else resnet()).run
+    assert plan is not None
+    golden(lines(plan_lines(plan, run, SOAKS[name])))
+
+
+def test_soaks_while_they_happen(golden: Callable[[str], None]) -> None:
+    golden(lines(describe(SoakEnded(soak=soak), 80 * GIB) or "nothing" for soak in SOAKS.values()))
 
 
 def test_devices(golden: Callable[[str], None]) -> None:

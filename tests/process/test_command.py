@@ -24,7 +24,7 @@ SMALL = ("train.py:workload", "--device", "cpu", "--memory-limit", "8MiB")
 SHORT = ("--ceiling", "3", "--no-compare")
 
 COMMANDS = {
-    "full": ("probe", *SMALL, "--effective-batch", "40", "--json", "--output", "run"),
+    "full": ("probe", *SMALL, "--effective-batch", "40", "--soak", "6", "--json", "--output", "run"),
     "plain": ("probe", *SMALL, *SHORT),
     "shared": (
         *("probe", *SMALL, "--effective-batch", "6", "--data-parallel-size", "2", "--ceiling", "target"),
@@ -60,6 +60,8 @@ PLAN = {
     "peak_bytes": int,
     "step_seconds": float,
     "verified_steps": int,
+    "soaked_steps": int,
+    "soaked_peak_bytes": int,
     "equivalence": str,
     "reason": str,
 }
@@ -77,6 +79,7 @@ DOCUMENT = {
     "comparison": list,
     "equivalence": dict,
     "plan": dict,
+    "soak": dict,
     "search": dict,
     "files": list,
 }
@@ -155,6 +158,15 @@ def test_the_plan_adds_up_to_the_effective_batch_and_was_run_for_five_steps(docu
     assert plan["accumulation_steps"] == len(plan["micro_batch_sizes"])
     assert plan["verified_steps"] == 5
     assert plan["peak_bytes"] <= document["capacity_bytes"] * 0.95
+
+
+def test_the_plan_was_soaked_for_as_many_steps_as_were_asked_for(document: dict[str, Any]) -> None:
+    soak, plan = document["soak"], document["plan"]
+
+    assert (plan["soaked_steps"], soak["steps"], soak["steps_run"], soak["failure"]) == (6, 6, 6, None)
+    assert soak["micro_batch_sizes"] == plan["micro_batch_sizes"]
+    assert [point["step"] for point in soak["points"]] == [1, 2, 3, 4, 5, 6]
+    assert plan["soaked_peak_bytes"] == soak["peak_bytes"] <= document["capacity_bytes"]
 
 
 def test_all_three_strategies_are_compared_at_the_micro_batch_of_the_plan(document: dict[str, Any]) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from sample_soaks import ended_at_once, on_a_gpu, on_the_cpu, out_of_memory
 
 from profiler.outcomes import Finding, Fits, OutOfMemory, Strategy, Throughput, Trial
 from profiler.plan import AccumulationPlan
@@ -117,13 +120,14 @@ def comparison(curve: Curve, size: int, capacity: int, steps: int) -> tuple[Tria
 
 def resnet() -> Records:
     """212 fits in 512 MiB, 213 does not."""
-    return records_like(
+    records = records_like(
         lambda n: 137.0 * MIB + 1.768 * MIB * n,
         (1, 4, 16, 213, 212, 2, 8, 32, 64, 128, 171),
         capacity=512 * MIB,
         chosen=171,
         rate=240.0,
     )
+    return replace(records, soak=on_the_cpu())
 
 
 def fast_small() -> Records:
@@ -153,7 +157,7 @@ def tiny_cnn() -> Records:
 
 def bent() -> Records:
     """A flat beginning (the optimizer's temporaries), then a steep rise: the line from the flat part overshoots."""
-    return records_like(
+    records = records_like(
         lambda n: max(300.0 * MIB + 0.01 * MIB * n, 180.0 * MIB + 0.3 * MIB * n),
         (1, 4, 16, 64, 6000, 2400, 1300, 1106, 1107, 2, 8, 32, 128, 256, 512, 1024),
         capacity=512 * MIB,
@@ -162,11 +166,12 @@ def bent() -> Records:
         rate=8000,
         wobble=0.1,
     )
+    return replace(records, soak=out_of_memory())
 
 
 def gpu() -> Records:
     """A large card, with a size that fitted only after the allocator gave its cache back."""
-    return records_like(
+    records = records_like(
         lambda n: 2.9 * GIB + 0.1482 * GIB * n,
         (1, 2, 4, 8, 520, 514, 515, 513, 512, 16, 32, 64, 128, 256),
         capacity=round(79.1 * GIB),
@@ -178,11 +183,13 @@ def gpu() -> Records:
         device="cuda:0",
         steps=5,
     )
+    return replace(records, soak=on_a_gpu(reserved=70.0))
 
 
 def only_one() -> Records:
     """One sample fits and two do not."""
-    return records_like(lambda n: 20.0 * MIB + 41.5 * MIB * n, (1, 2), capacity=64 * MIB, chosen=1, effective=8)
+    records = records_like(lambda n: 20.0 * MIB + 41.5 * MIB * n, (1, 2), capacity=64 * MIB, chosen=1, effective=8)
+    return replace(records, soak=ended_at_once())
 
 
 def nothing_fits() -> Records:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from profiler.devices import cuda
+from profiler.devices import Usage, cuda
 from profiler.devices.cuda import CudaDevice
 from profiler.devices.nvml import Nvml
 from profiler.errors import DeviceUnavailable, UsageError
@@ -27,7 +27,7 @@ class Card:
         self.others = 0
         self.outside = 0
         self.allocated = self.reserved = self.allocated_peak = self.reserved_peak = 0
-        self.retries = 0
+        self.retries = self.inactive_split = 0
         self.fraction = 1.0
         self.has_nvml = True
         self.broken = False
@@ -68,6 +68,9 @@ class Card:
         return {
             "allocated_bytes.all.peak": self.allocated_peak,
             "reserved_bytes.all.peak": self.reserved_peak,
+            "allocated_bytes.all.current": self.allocated,
+            "reserved_bytes.all.current": self.reserved,
+            "inactive_split_bytes.all.current": self.inactive_split,
             "num_alloc_retries": self.retries,
         }
 
@@ -316,6 +319,47 @@ def test_a_gpu_on_which_nothing_can_be_trained_says_why(card: Card, monkeypatch:
 
     with pytest.raises(DeviceUnavailable, match=r"cuda:0 cannot be used: .*are busy or unavailable\)\. Free memory"):
         settled()
+
+
+def test_what_the_allocator_holds_now_is_told_apart_from_its_peaks(card: Card) -> None:
+    device = settled()
+    device.open(4 * GIB)
+    card.allocate(GIB)
+    card.free()
+    card.allocate(100 * MIB)
+    card.inactive_split = 7 * MIB
+
+    assert device.usage() == Usage(
+        allocated_bytes=100 * MIB, reserved_bytes=GIB + 100 * MIB, inactive_split_bytes=7 * MIB
+    )
+    assert device.usage().unused_bytes == GIB
+
+
+NAMES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        ({}, "expandable_segments:True"),
+        ({NAMES[0]: ""}, "expandable_segments:True"),
+        ({NAMES[0]: "max_split_size_mb:128"}, "max_split_size_mb:128,expandable_segments:True"),
+        ({NAMES[1]: "max_split_size_mb:64,"}, "max_split_size_mb:64,expandable_segments:True"),
+        ({NAMES[0]: "a:1", NAMES[1]: "b:2"}, "a:1,expandable_segments:True"),
+        ({NAMES[0]: "expandable_segments:False"}, None),
+        ({NAMES[1]: "expandable_segments:True"}, None),
+        ({NAMES[0]: "backend:cudaMallocAsync"}, None),
+    ],
+)
+def test_segments_are_made_expandable_beside_what_the_user_set(
+    monkeypatch: pytest.MonkeyPatch, own: dict[str, str], expected: str | None
+) -> None:
+    for name in NAMES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+
+    assert CudaDevice(0).defragmenting_environment() == (dict.fromkeys(NAMES, expected) if expected else {})
 
 
 @pytest.mark.skipif(torch.backends.cuda.is_built(), reason="this torch has CUDA")

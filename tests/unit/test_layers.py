@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[2] / "profiler"
 # Imports point up: a module, or any module of a package, imports from rows above its own and from nowhere else here.
 LAYERS = (
     # Words and values.
-    ("errors", "outcomes", "codec", "nearest", "tracebacks", "nests"),
+    ("errors", "outcomes", "codec", "nearest", "tracebacks", "nests", "soak"),
     ("units", "equivalence", "parts"),
     ("windows",),
     # What to try and what to choose; the curve through what was tried.
@@ -37,11 +37,11 @@ LAYERS = (
     ("steps", "replicas"),
     ("measure", "loop"),
     ("trial",),
-    ("checking", "workers"),
+    ("checking", "workers", "soaking"),
     # Trials put together: sizes, then a search over them, then a plan from them.
     ("judge",),
     ("prober",),
-    ("finder", "comparison", "options"),
+    ("finder", "comparison", "options", "endurance"),
     ("planner", "opening"),
     ("api",),
     ("commands",),
@@ -49,7 +49,7 @@ LAYERS = (
 
 PURE = (
     *("errors", "units", "outcomes", "search", "plan", "curve", "report", "events", "lines", "codec"),
-    *("nearest", "files", "tracebacks", "equivalence", "nests", "parts", "windows"),
+    *("nearest", "files", "tracebacks", "equivalence", "nests", "parts", "windows", "soak"),
 )
 
 # Every package that is not Python's own, and the modules that may import it, at the top or inside a function.

@@ -51,6 +51,18 @@ HEADROOM = "it is a share of the memory, from 0 to below 1, such as 0.05."
             "the ceiling is -2: it is the largest size to try, a whole number of at least 1, or 'target' for the share of the "
             "effective batch.",
         ),
+        *(
+            (
+                {"soak_steps": steps, "effective_batch_size": 4},
+                f"the soak is {steps!r}: it counts optimizer steps, a whole number of at least 1, such as 200.",
+            )
+            for steps in (0, -1, 2.5, True, "many")
+        ),
+        (
+            {"soak_steps": 200},
+            "a soak of 200 steps runs a plan, and there is none without an effective batch: give --effective-batch "
+            "(effective_batch_size) too.",
+        ),
         ({"isolation": "thread"}, "isolation 'thread' is unknown: use 'process' or 'none'."),
         ({"memory_limit": 0}, "the memory limit is 0 bytes: it must be positive."),
         ({"memory_limit": -1}, "the memory limit is -1 bytes: it must be positive."),
@@ -74,6 +86,11 @@ def test_a_time_limit_in_which_nothing_ends_is_refused(name: str, seconds: float
         Limits(**{name: seconds})
 
 
+@pytest.mark.parametrize(("steps", "seconds"), [(1, 60.0), (5, 60.0), (6, 72.0), (200, 2400.0)])
+def test_a_soak_may_take_a_verifications_time_for_every_five_steps(steps: int, seconds: float) -> None:
+    assert Limits(verification_seconds=60.0).soak_seconds(steps) == pytest.approx(seconds)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -86,6 +103,7 @@ def test_a_time_limit_in_which_nothing_ends_is_refused(name: str, seconds: float
         {"ceiling": 1},
         {"effective_batch_size": 4, "ceiling": "target"},
         {"isolation": "none"},
+        {"effective_batch_size": 4, "soak_steps": 1},
         {"memory_limit": 1},
     ],
 )
@@ -100,7 +118,7 @@ def test_what_is_chosen_where_nothing_is_said() -> None:
 
     assert (options.effective_batch_size, options.device, options.limit_bytes, options.largest_size) == (None,) * 4
     assert (options.headroom, options.data_parallel_size, options.equal) == (DEFAULT_HEADROOM, 1, False)
-    assert (options.isolation, options.limits) == ("process", Limits())
+    assert (options.isolation, options.limits, options.soak_steps) == ("process", Limits(), None)
 
 
 @pytest.mark.parametrize(

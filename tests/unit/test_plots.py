@@ -19,8 +19,16 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 from sample_records import SHAPES, nothing_fits, records_like, resnet
 
-from profiler.plots import DOTS_PER_INCH, SIZE_INCHES, plot_memory, plot_summed_loss, plot_throughput, save_figures
-from profiler.records import Frame, Records, summed_loss_frame, throughput_frame, trials_frame
+from profiler.plots import (
+    DOTS_PER_INCH,
+    SIZE_INCHES,
+    plot_memory,
+    plot_soak,
+    plot_summed_loss,
+    plot_throughput,
+    save_figures,
+)
+from profiler.records import Frame, Records, soak_frame, summed_loss_frame, throughput_frame, trials_frame
 from profiler.units import GIB, MIB
 
 Drawing = Callable[[Axes, Records], None]
@@ -41,6 +49,11 @@ def summed_loss(ax: Axes, records: Records) -> None:
     plot_summed_loss(ax, summed_loss_frame(records), capacity_bytes=records.run.capacity_bytes)
 
 
+def soak(ax: Axes, records: Records) -> None:
+    assert records.soak is not None
+    plot_soak(ax, soak_frame(records), capacity_bytes=records.run.capacity_bytes, failed=not records.soak.passed)
+
+
 def drawn(draw: Drawing, records: Records) -> Axes:
     figure = Figure(figsize=SIZE_INCHES, dpi=DOTS_PER_INCH, layout="constrained")
     FigureCanvasAgg(figure)
@@ -56,6 +69,7 @@ CASES = [
     for draw in (memory, throughput, summed_loss)
     if draw is memory or (make().throughput if draw is throughput else make().comparison)
 ]
+CASES += [(soak, name) for name, make in SHAPES.items() if make().soak]
 
 
 @cache
@@ -180,6 +194,39 @@ def test_the_memory_figure_shows_its_frame(name: str) -> None:
     grey = [data(line) for line in ax.lines if line.get_color() == GREY]
     line = sorted(rows(frame.dropna(subset="line_bytes"), "micro_batch_size", "line_bytes"))
     assert grey == ([line] if line else [])
+
+
+@pytest.mark.parametrize("name", ["resnet", "bent", "gpu"])
+def test_the_soak_figure_shows_its_frame(name: str) -> None:
+    frame, ax = soak_frame(SHAPES[name]()), figure_of(soak, name)
+    lines = {line.get_color(): data(line) for line in ax.lines if line.get_color() != "black"}
+
+    assert lines == {
+        BLUE: rows(frame, "step", "peak_bytes"),
+        VERMILLION: rows(frame, "step", "reserved_bytes"),
+        GREEN: rows(frame, "step", "allocated_bytes"),
+    }
+    assert {"peak so far", "held after a step", "in use after a step"} <= words(ax)
+
+
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [
+        ("resnet", "200 steps: peak 96 MiB to 106 MiB"),
+        ("gpu", "50 steps: peak 60.2 GiB to 70 GiB"),
+        ("bent", "Out of memory after 36 steps"),
+        ("only_one", "Out of memory after 1 step"),
+    ],
+)
+def test_the_soak_title_says_how_it_ended(name: str, title: str) -> None:
+    assert figure_of(soak, name).get_title(loc="left") == title
+
+
+def test_a_soak_that_knows_only_its_peak_draws_that_alone() -> None:
+    ax = figure_of(soak, "only_one")
+
+    assert marks(ax, "o", color=BLUE) == [(1.0, 60.0 * MIB)]
+    assert words(ax) == {"peak so far", "capacity 64 MiB"}
 
 
 def horizontals(ax: Axes) -> list[float]:
@@ -313,7 +360,7 @@ def test_figures_are_written_with_the_data_behind_them(tmp_path: Path) -> None:
     paths = save_figures(resnet(), tmp_path)
 
     assert [path.name for path in paths] == [
-        f"{name}.{kind}" for name in ("memory", "throughput", "summed_loss") for kind in ("png", "csv")
+        f"{name}.{kind}" for name in ("memory", "throughput", "summed_loss", "soak") for kind in ("png", "csv")
     ]
     assert sorted(tmp_path.iterdir()) == sorted(paths)
     for name, frame in (

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,9 @@ class Answering:
 
     def time(self, function: Callable[..., Any], *arguments: Any, timeout_seconds: float, fresh: bool) -> Any:
         raise AssertionError("a check measures no time")
+
+    def with_environment(self, environment: Mapping[str, str]) -> None:
+        raise AssertionError("a check runs in the prober's own workers")
 
 
 def setting(device: str, limit_bytes: int | None) -> Setting:

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from sample_checks import equal_check, unequal_check
-from sample_records import SHAPES, nothing_fits, resnet
+from sample_records import SHAPES, bent, no_plan, nothing_fits, resnet
+from sample_soaks import out_of_memory
 
 from profiler.codec import decode, encode
 from profiler.document import check_document, plan_document, to_json_document
@@ -28,12 +29,14 @@ from profiler.records import (
     RecordWriter,
     read_records,
     records_of,
+    soak_frame,
     summed_loss_frame,
     table_frame,
     throughput_frame,
     trials_frame,
 )
 from profiler.report import Report, RunInfo
+from profiler.soak import Soak, SoakFailure, SoakPoint
 
 PEAKS = {"peak_bytes", "peak_allocated_bytes", "peak_reserved_bytes", "peak_device_used_bytes", "peak_resident_bytes"}
 
@@ -135,6 +138,42 @@ checks = st.builds(
 )
 
 
+failures = st.builds(
+    SoakFailure,
+    step=maybe | sizes,
+    phase=texts,
+    message=texts,
+    elements=maybe | sizes,
+    unused_bytes=maybe | amounts,
+)
+points = st.builds(
+    SoakPoint,
+    step=sizes,
+    peak_bytes=amounts,
+    reserved_bytes=maybe | amounts,
+    unused_bytes=maybe | amounts,
+    largest_elements=maybe | sizes,
+)
+
+
+def soaks_like(again: st.SearchStrategy[Soak | None]) -> st.SearchStrategy[Soak]:
+    return st.builds(
+        Soak,
+        micro_batch_sizes=st.lists(sizes, min_size=1, max_size=3).map(tuple),
+        steps=sizes,
+        steps_run=sizes,
+        seconds=seconds,
+        peak_bytes=maybe | amounts,
+        points=st.lists(points, max_size=3).map(tuple),
+        failure=maybe | failures,
+        environment=maybe | texts,
+        again=again,
+    )
+
+
+soaks = soaks_like(maybe | soaks_like(maybe))
+
+
 @st.composite
 def searches(draw: st.DrawFn) -> Finding:
     tried = tuple(draw(st.lists(trials, max_size=6)))
@@ -160,13 +199,14 @@ reports = st.builds(
     comparison=st.lists(trials, max_size=4).map(tuple),
     equivalence=maybe | checks,
     plan=maybe | plans(),
+    soak=maybe | soaks,
     search_seconds=seconds,
     search_trials=st.integers(0, 99),
     notes=st.lists(texts, max_size=2).map(tuple),
 )
 
 
-@given(value=runs | trials | timings | checks | plans() | texts)
+@given(value=runs | trials | timings | checks | plans() | soaks | texts)
 def test_a_value_survives_its_line(value: Value) -> None:
     line = json.dumps(to_record(value), allow_nan=False)
 
@@ -241,7 +281,7 @@ def test_lines_are_flat_objects_with_units_in_their_keys(written: Path) -> None:
         "accumulation_steps": 2,
         "why": "the sample's shape",
     }
-    assert {line["kind"] for line in lines} == {"run", "trial", "throughput", "comparison", "finding", "plan"}
+    assert {line["kind"] for line in lines} == {"run", "trial", "throughput", "comparison", "finding", "soak", "plan"}
 
 
 def test_each_line_is_in_the_file_at_once(tmp_path: Path) -> None:
@@ -490,7 +530,7 @@ def test_the_check_is_in_the_file_before_the_plan_and_comes_back(tmp_path: Path)
     path = write(tmp_path / "records.jsonl", checked)
     kinds = [json.loads(line)["kind"] for line in path.read_text().splitlines()]
 
-    assert kinds[-2:] == ["equivalence", "plan"]
+    assert kinds[-3:] == ["equivalence", "soak", "plan"]
     assert read_records(path) == checked
 
 
@@ -586,6 +626,44 @@ def test_the_summed_loss_frame_counts_the_whole_batch() -> None:
 
     assert list(frame["batch_size"]) == [171 * count for count in frame["accumulation_steps"]]
     assert set(frame["strategy"]) == {"whole_batch", "summed_loss", "accumulation"}
+
+
+def test_the_soak_frame_has_a_row_a_point_and_none_without_a_soak() -> None:
+    frame = soak_frame(resnet())
+
+    assert list(frame["step"]) == list(range(1, 201))
+    assert list(frame.columns) == [
+        *("step", "peak_bytes", "reserved_bytes", "allocated_bytes", "unused_bytes", "inactive_split_bytes"),
+        "largest_elements",
+    ]
+    assert {str(kind) for kind in frame.dtypes} == {"Int64"}
+    assert frame["peak_bytes"].iloc[-1] == 106 * 2**20
+    assert soak_frame(no_plan()).empty
+
+
+def test_the_last_soak_of_a_file_is_the_runs_own(tmp_path: Path) -> None:
+    records = resnet()
+    assert records.soak is not None
+    with RecordWriter(tmp_path / "records.jsonl") as writer:
+        writer.append(records.run)
+        writer.append(out_of_memory())
+        writer.append(records.soak)
+
+    assert read_records(tmp_path / "records.jsonl").soak == records.soak
+
+
+def test_the_document_has_the_soak_or_null() -> None:
+    soak = to_json_document(bent())["soak"]
+
+    assert soak["failure"] == {
+        "step": 37,
+        "phase": "backward",
+        "message": "RuntimeError: can't allocate memory.",
+        "elements": 4096,
+        "unused_bytes": 3 * 2**20,
+    }
+    assert (soak["steps"], soak["steps_run"], len(soak["points"]), soak["again"]) == (200, 36, 36, None)
+    assert to_json_document(no_plan())["soak"] is None
 
 
 def test_the_table_has_a_row_a_size_tried_or_timed() -> None:
