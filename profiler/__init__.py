@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     )
     from profiler.loop import accumulate
     from profiler.options import Options
-    from profiler.outcomes import Finding, Fits, OutOfMemory, Strategy, Throughput, Trial
+    from profiler.outcomes import Finding, Fits, OutOfMemory, Purpose, Strategy, Throughput, Trial
     from profiler.plan import AccumulationPlan
     from profiler.prober import Limits
     from profiler.report import Comparison, Report
@@ -45,6 +45,7 @@ _MODULES = {
     "NothingFits": "errors",
     "Options": "options",
     "OutOfMemory": "outcomes",
+    "Purpose": "outcomes",
     "Report": "report",
     "Strategy": "outcomes",
     "Throughput": "outcomes",
@@ -74,6 +75,7 @@ __all__ = [
     "NothingFits",
     "Options",
     "OutOfMemory",
+    "Purpose",
     "Report",
     "Strategy",
     "Throughput",

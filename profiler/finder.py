@@ -1,4 +1,4 @@
-"""Joins search and trials: the largest micro-batch that fits."""
+"""Joins search and trials: the largest micro-batch, or batch of evaluation, that fits."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import time
 from dataclasses import replace
 
 from profiler.events import Found
-from profiler.outcomes import Finding, Fits, OutOfMemory
-from profiler.prober import Prober, needed_bytes, sizing_schedule
+from profiler.outcomes import Finding, Fits, OutOfMemory, Purpose
+from profiler.prober import Prober, needed_bytes, schedule_for
 from profiler.search import Observation, largest_fit
 from profiler.trial import Completed, run_schedule
 from profiler.units import format_bytes
 
+NOTHING_FITS_IN_EVALUATION = "nothing fits in evaluation"
 
-def find_largest(prober: Prober, *, ceiling: int | None = None) -> Finding:
-    """Search until a size ran and the next one did not, or the ceiling ran; every trial of `prober` is in the finding.
+
+def find_largest(prober: Prober, *, ceiling: int | None = None, purpose: Purpose = Purpose.TRAINING) -> Finding:
+    """Search until a size ran and the next one did not, or the ceiling ran; every trial for `purpose` is in the finding.
 
     Raises what `Prober.try_size` raises: WorkloadError for a bug at any size, TrialError for a crash or a hang.
     """
@@ -23,7 +25,7 @@ def find_largest(prober: Prober, *, ceiling: int | None = None) -> Finding:
     search = largest_fit(prober.capacity_bytes, ceiling=ceiling)
     request = next(search)
     while True:
-        outcome = prober.try_size(request.micro_batch_size, request.why).outcome
+        outcome = prober.try_size(request.micro_batch_size, request.why, purpose).outcome
         tried += 1
         clean = isinstance(outcome, Fits) and not outcome.allocator_retries
         observation = Observation(
@@ -40,7 +42,8 @@ def find_largest(prober: Prober, *, ceiling: int | None = None) -> Finding:
         smallest_misfit=result.smallest_misfit,
         limited_by=result.limited_by,
         capacity_bytes=prober.capacity_bytes,
-        trials=tuple(prober.trials.values()),
+        trials=tuple(prober.tried(purpose).values()),
+        purpose=purpose,
     )
     prober.observe(Found(finding=finding, trials=tried, seconds=time.monotonic() - start))
     return finding
@@ -63,19 +66,18 @@ def why_nothing_fits(prober: Prober, finding: Finding) -> str:
     assert misfit is not None, "a search in which nothing fits ends at size 1"
     assert isinstance(misfit.outcome, OutOfMemory)
     limit = format_bytes(prober.capacity_bytes)
+    nothing = "nothing fits" if finding.purpose is Purpose.TRAINING else NOTHING_FITS_IN_EVALUATION
     reply = prober.runner.size(
         run_schedule,
         replace(prober.setting, limit_bytes=None),
-        sizing_schedule(1),
+        schedule_for(finding.purpose, 1),
         timeout_seconds=prober.limits.trial_seconds,
         fresh=True,
     )
     if isinstance(reply, Completed):
         need = format_bytes(reply.fits.peak_bytes)
-        return (
-            f"nothing fits: size 1 needs about {need}, the limit is {limit}. Raise --memory-limit, or shrink the model."
-        )
+        return f"{nothing}: size 1 needs about {need}, the limit is {limit}. Raise --memory-limit, or shrink the model."
     return (
-        f"nothing fits: size 1 runs out of memory in its {misfit.outcome.phase}, and the limit is {limit}. Raise "
+        f"{nothing}: size 1 runs out of memory in its {misfit.outcome.phase}, and the limit is {limit}. Raise "
         "--memory-limit, shrink the model, or use a lower precision or a lighter optimizer."
     )

@@ -10,7 +10,7 @@ from profiler.equivalence import Equivalence
 from profiler.errors import NothingFits, UsageError
 from profiler.events import Checked, Noted, Observer, SizeTried, Started, Timed
 from profiler.judge import FEWER_SAMPLES, Circumstances, first_line, is_suspect, outcome_of
-from profiler.outcomes import Fits, Outcome, OutOfMemory, Strategy, Throughput, Trial
+from profiler.outcomes import Fits, Outcome, OutOfMemory, Purpose, Strategy, Throughput, Trial
 from profiler.trial import Completed, Failed, Schedule, Setting, run_schedule, time_size
 from profiler.workers.protocol import Died, TimedOut
 from profiler.workers.runner import Runner
@@ -46,6 +46,7 @@ class Prober:
 
     capacity_bytes: what the process may use, in the unit of the device's peaks. timing_setting: the setting for jobs that
     measure time, without the budget where keeping it exactly costs time. compiled: whether the model is compiled.
+    trials, evaluations: the sizes tried for training, and for evaluation; each is predicted from its own.
     """
 
     runner: Runner
@@ -56,33 +57,39 @@ class Prober:
     limits: Limits
     observe: Observer
     trials: dict[int, Trial] = field(default_factory=dict)
+    evaluations: dict[int, Trial] = field(default_factory=dict)
     throughputs: dict[int, Throughput] = field(default_factory=dict)
 
-    def try_size(self, size: int, why: str) -> Trial:
-        """The sizing trial of `size`."""
-        if size not in self.trials:
-            self.observe(Started(what=f"micro-batch size {size}", why=why))
-            outcome = self.run(sizing_schedule(size), size)
-            self.trials[size] = Trial(micro_batch_size=size, outcome=outcome, why=why)
-            self.observe(SizeTried(trial=self.trials[size]))
-        return self.trials[size]
+    def tried(self, purpose: Purpose) -> dict[int, Trial]:
+        """The sizes that were tried for `purpose`, in the order they ran."""
+        return self.trials if purpose is Purpose.TRAINING else self.evaluations
 
-    def run(self, schedule: Schedule, size: int) -> Outcome:
+    def try_size(self, size: int, why: str, purpose: Purpose = Purpose.TRAINING) -> Trial:
+        """The sizing trial of `size`."""
+        tried = self.tried(purpose)
+        if size not in tried:
+            self.observe(Started(what=f"{_named(purpose)} {size}", why=why))
+            outcome = self.run(schedule_for(purpose, size), size, purpose)
+            tried[size] = Trial(micro_batch_size=size, outcome=outcome, why=why, purpose=purpose)
+            self.observe(SizeTried(trial=tried[size]))
+        return tried[size]
+
+    def run(self, schedule: Schedule, size: int, purpose: Purpose = Purpose.TRAINING) -> Outcome:
         """What `schedule` comes to under the budget; raises for a bug, a crash or a hang (see `profiler.judge`).
 
         size: the samples whose activations are alive at once, by which its memory is predicted.
         """
-        predicted = self.predicted_bytes(size)
+        predicted = self.predicted_bytes(size, purpose)
         # A compiled model is compiled for the sizes that its process has seen, so each size gets a process.
         fresh = self.compiled or predicted is None or predicted >= NEARLY * self.capacity_bytes
         reply = self._run(schedule, fresh=fresh)
         if not fresh and is_suspect(reply, self.setting.device):
             reply = self._run(schedule, fresh=True)
-        return outcome_of(reply, self._circumstances(size, predicted, reply))
+        return outcome_of(reply, self._circumstances(size, predicted, reply, purpose))
 
     def _run(self, schedule: Schedule, *, fresh: bool) -> Completed | Failed | Died | TimedOut:
         # The limit is a sizing trial's, of three micro-batches; a schedule of more gets more.
-        micro_batches = sum(len(sizes) for sizes in schedule.steps)
+        micro_batches = sum(len(sizes) for sizes in schedule.steps) + len(schedule.evaluations)
         timeout_seconds = self.limits.trial_seconds * max(1.0, micro_batches / SIZING_MICRO_BATCHES)
         reply: Completed | Failed | Died | TimedOut = self.runner.size(
             run_schedule, self.setting, schedule, timeout_seconds=timeout_seconds, fresh=fresh
@@ -165,16 +172,16 @@ class Prober:
         self.observe(Checked(equivalence=reply))
         return reply
 
-    def predicted_bytes(self, size: int) -> int | None:
+    def predicted_bytes(self, size: int, purpose: Purpose = Purpose.TRAINING) -> int | None:
         """What the line through the last two sizes that fitted says for `size`; None before there are two."""
-        line = line_through_last(self.line_points())
+        line = line_through_last(self.line_points(purpose))
         return None if line is None else int(line.at(size))
 
-    def line_points(self) -> list[tuple[int, int]]:
+    def line_points(self, purpose: Purpose = Purpose.TRAINING) -> list[tuple[int, int]]:
         """(size, bytes needed) of every size that ran without allocator retries, by size."""
         return [
             (size, needed_bytes(trial.outcome))
-            for size, trial in sorted(self.trials.items())
+            for size, trial in sorted(self.tried(purpose).items())
             if isinstance(trial.outcome, Fits) and trial.outcome.label == "fits"
         ]
 
@@ -182,14 +189,19 @@ class Prober:
         self.observe(Noted(text=f"{what} could not be timed: {first_line(reply)}."))
 
     def _circumstances(
-        self, size: int, predicted_bytes: int | None, reply: Completed | Failed | Died | TimedOut
+        self,
+        size: int,
+        predicted_bytes: int | None,
+        reply: Completed | Failed | Died | TimedOut,
+        purpose: Purpose = Purpose.TRAINING,
     ) -> Circumstances:
         return Circumstances(
             micro_batch_size=size,
             device=self.setting.device,
             capacity_bytes=self.capacity_bytes,
             predicted_bytes=predicted_bytes,
-            smaller_fits=is_suspect(reply, self.setting.device) and self._smaller_fits(size),
+            smaller_fits=is_suspect(reply, self.setting.device) and self._smaller_fits(size, purpose),
+            purpose=purpose,
         )
 
     def _circumstances_of_check(self, batch_size: int) -> Circumstances:
@@ -202,15 +214,25 @@ class Prober:
             is_check=True,
         )
 
-    def _smaller_fits(self, size: int) -> bool:
+    def _smaller_fits(self, size: int, purpose: Purpose) -> bool:
         """Whether the largest smaller size that fitted fits again in a fresh worker: the set-up itself works."""
-        smaller = max((tried for tried, trial in self.trials.items() if trial.fits and tried < size), default=None)
+        fitting = (tried for tried, trial in self.tried(purpose).items() if trial.fits and tried < size)
+        smaller = max(fitting, default=None)
         if smaller is None:
             return False
         self.observe(
-            Started(what=f"micro-batch size {smaller} again", why=f"{size} failed in a way that may be memory")
+            Started(what=f"{_named(purpose)} {smaller} again", why=f"{size} failed in a way that may be memory")
         )
-        return isinstance(self._run(sizing_schedule(smaller), fresh=True), Completed)
+        return isinstance(self._run(schedule_for(purpose, smaller), fresh=True), Completed)
+
+
+def _named(purpose: Purpose) -> str:
+    return "micro-batch size" if purpose is Purpose.TRAINING else "evaluation batch size"
+
+
+def schedule_for(purpose: Purpose, size: int) -> Schedule:
+    """The schedule of a sizing trial."""
+    return sizing_schedule(size) if purpose is Purpose.TRAINING else evaluation_schedule(size)
 
 
 def sizing_schedule(size: int) -> Schedule:
@@ -221,6 +243,14 @@ def sizing_schedule(size: int) -> Schedule:
     allocator cuts the optimizer's state out of what the first step's activations left behind.
     """
     return Schedule(strategy=Strategy.ACCUMULATION, steps=((size,), (size, size)))
+
+
+def evaluation_schedule(size: int, *, trained_size: int = 1) -> Schedule:
+    """A step that creates the optimizer's state and leaves its gradients, then the evaluation of two batches.
+
+    trained_size: the samples of that step, as few as the model can be trained on, since its peak must not decide.
+    """
+    return Schedule(strategy=Strategy.ACCUMULATION, steps=((trained_size,),), evaluations=(size, size))
 
 
 def needed_bytes(fits: Fits) -> int:

@@ -1,7 +1,7 @@
 """Figures of a run's records; the only package that imports matplotlib.
 
 `plot_memory`, `plot_throughput` and `plot_summed_loss` draw a frame of `profiler.records` on the axes that they are
-given and set no global style. `save_figures` writes the three, each with its frame as CSV beside it.
+given and set no global style. `save_figures` writes them, each with its frame as CSV beside it.
 """
 
 from __future__ import annotations
@@ -28,20 +28,24 @@ DOTS_PER_INCH = 150
 
 
 def save_figures(results: Report | Records, folder: Path) -> list[Path]:
-    """Writes memory.png, throughput.png, summed_loss.png and the CSV behind each into `folder`; the paths written.
+    """Writes memory, evaluation, throughput and summed_loss (.png and the CSV behind each) into `folder`; the paths written.
 
-    A figure that has nothing to show is left out, with its CSV: memory where no size fitted or only one was tried and
-    not searched for, throughput without a timing, summed loss without a comparison.
+    A figure that has nothing to show is left out, with its CSV: memory and evaluation where no size fitted or only one was
+    tried and not searched for, throughput without a timing, summed loss without a comparison.
     Raises UsageError where a file cannot be written.
     """
     records = records_of(results)
     chosen = records.plan.micro_batch_sizes[0] if records.plan else None
     capacity, headroom = records.run.capacity_bytes, records.run.headroom
     paths = []
-    if any(trial.fits for trial in records.trials) and (records.finding or len(records.trials) > 1):
+    if _shows_memory(records):
         frame, (figure, ax) = trials_frame(records), _figure()
         plot_memory(ax, frame, capacity_bytes=capacity, headroom=headroom, chosen=chosen)
         paths += _save(figure, frame, folder / "memory")
+    if _shows_memory(records.of_evaluation):
+        frame, (figure, ax) = trials_frame(records.of_evaluation), _figure()
+        plot_memory(ax, frame, capacity_bytes=capacity, headroom=0, size="batch size in evaluation")
+        paths += _save(figure, frame, folder / "evaluation")
     if records.throughput:
         frame, (figure, ax) = throughput_frame(records), _figure()
         plot_throughput(ax, frame, chosen=chosen)
@@ -51,6 +55,10 @@ def save_figures(results: Report | Records, folder: Path) -> list[Path]:
         plot_summed_loss(ax, frame, capacity_bytes=capacity)
         paths += _save(figure, frame, folder / "summed_loss")
     return paths
+
+
+def _shows_memory(records: Records) -> bool:
+    return any(trial.fits for trial in records.trials) and bool(records.finding or len(records.trials) > 1)
 
 
 def _figure() -> tuple[Figure, Axes]:

@@ -51,6 +51,15 @@ HEADROOM = "it is a share of the memory, from 0 to below 1, such as 0.05."
             "the ceiling is -2: it is the largest size to try, a whole number of at least 1, or 'target' for the share of the "
             "effective batch.",
         ),
+        (
+            {"train": False},
+            "neither training nor evaluation is asked for: set train or evaluate to True.",
+        ),
+        (
+            {"train": False, "evaluate": True, "effective_batch_size": 64},
+            "an effective batch of 64 is for a plan of training, and only evaluation is asked for: ask for both (--train "
+            "--eval), or leave the effective batch out.",
+        ),
         ({"isolation": "thread"}, "isolation 'thread' is unknown: use 'process' or 'none'."),
         ({"memory_limit": 0}, "the memory limit is 0 bytes: it must be positive."),
         ({"memory_limit": -1}, "the memory limit is -1 bytes: it must be positive."),
@@ -87,6 +96,8 @@ def test_a_time_limit_in_which_nothing_ends_is_refused(name: str, seconds: float
         {"effective_batch_size": 4, "ceiling": "target"},
         {"isolation": "none"},
         {"memory_limit": 1},
+        {"train": False, "evaluate": True, "ceiling": 64},
+        {"train": True, "evaluate": True, "effective_batch_size": 64},
     ],
 )
 def test_a_value_at_its_bound_is_taken(arguments: dict[str, Any]) -> None:
@@ -101,6 +112,7 @@ def test_what_is_chosen_where_nothing_is_said() -> None:
     assert (options.effective_batch_size, options.device, options.limit_bytes, options.largest_size) == (None,) * 4
     assert (options.headroom, options.data_parallel_size, options.equal) == (DEFAULT_HEADROOM, 1, False)
     assert (options.isolation, options.limits) == ("process", Limits())
+    assert (options.train, options.evaluate) == (True, False)
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ PUBLIC = [
     "NothingFits",
     "Options",
     "OutOfMemory",
+    "Purpose",
     "Report",
     "Strategy",
     "Throughput",
@@ -51,6 +52,8 @@ PUBLIC = [
 FLAGS = {
     "probe": [
         "target",
+        "--train",
+        "--eval",
         "--effective-batch",
         "--device",
         "--memory-limit",
