@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     )
     from profiler.loop import accumulate
     from profiler.options import Options
-    from profiler.outcomes import Finding, Fits, OutOfMemory, Strategy, Throughput, Trial
+    from profiler.outcomes import Finding, Fits, OutOfMemory, Purpose, Strategy, Throughput, Trial
     from profiler.plan import AccumulationPlan
     from profiler.prober import Limits
     from profiler.report import Comparison, Report
@@ -46,6 +46,7 @@ _MODULES = {
     "NothingFits": "errors",
     "Options": "options",
     "OutOfMemory": "outcomes",
+    "Purpose": "outcomes",
     "Report": "report",
     "Soak": "soak",
     "Strategy": "outcomes",
@@ -76,6 +77,7 @@ __all__ = [
     "NothingFits",
     "Options",
     "OutOfMemory",
+    "Purpose",
     "Report",
     "Soak",
     "Strategy",

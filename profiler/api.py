@@ -12,7 +12,7 @@ from profiler.events import Event, Found, Noted, Observer, SoakEnded, unobserved
 from profiler.finder import climb, find_largest, why_nothing_fits
 from profiler.opening import open_prober
 from profiler.options import DEFAULT_HEADROOM, Options
-from profiler.outcomes import Finding, Trial
+from profiler.outcomes import Finding, Purpose, Trial
 from profiler.plan import AccumulationPlan, check_effective_batch
 from profiler.planner import Goal, make_plan, note_spread, time_ladder
 from profiler.prober import Limits, Prober
@@ -83,6 +83,11 @@ def probe(
 ) -> Report:
     """Everything: the largest micro-batch, the curve of memory and throughput, the plan, and the three strategies.
 
+    With `Options.evaluate` also the largest batch for evaluation, and with `train=False` that alone: no timing, comparison,
+    check or plan is made. Evaluation is what a loop does between two optimizer steps: `model.eval()` under `torch.no_grad()`,
+    with the workload's loss and precision, while the optimizer's state and the last step's gradients are alive. A size that
+    fits there also fits without them. Of two batches one follows the other; outputs that a loop collects are not counted.
+
     comparison: whether to compare strategies at the plan's micro-batch. check: whether to compare accumulation with the
     whole batch on a few samples; a note says why where that fails. Without an effective batch there is no plan.
     Where nothing fits, or no plan exists, the report says so in its last note and its plan is None.
@@ -91,7 +96,7 @@ def probe(
     """
     options = options or Options()
     notes: list[str] = []
-    searches: list[Found] = []
+    searches: dict[Purpose, Found] = {}
     soaks: list[Soak] = []
 
     def watch(event: Event) -> None:
@@ -100,17 +105,18 @@ def probe(
         elif isinstance(event, SoakEnded):
             soaks.append(event.soak)
         elif isinstance(event, Found):
-            searches.append(event)
+            searches[event.finding.purpose] = event
         observe(event)
 
     with open_prober(workload, options, watch) as (prober, run):
-        finding = find_largest(prober, ceiling=options.largest_size)
+        finding = find_largest(prober, ceiling=options.largest_size) if options.train else None
+        evaluation = _evaluated(prober, options, watch) if options.evaluate else None
         plan: AccumulationPlan | None = None
         equivalence: Equivalence | None = None
         rows: tuple[Trial, ...] = ()
-        if finding.largest_fit == 0:
+        if finding is not None and finding.largest_fit == 0:
             watch(Noted(text=why_nothing_fits(prober, finding)))
-        else:
+        elif finding is not None:
             climb(prober, finding.largest_fit)
             time_ladder(prober, finding.largest_fit)
             if check:
@@ -125,16 +131,35 @@ def probe(
                 watch(Noted(text=planned))
         return Report(
             run=run,
-            finding=replace(finding, trials=tuple(prober.trials.values())),
+            finding=replace(finding, trials=tuple(prober.trials.values())) if finding is not None else None,
+            evaluation=evaluation,
             throughput=tuple(prober.throughputs[size] for size in sorted(prober.throughputs)),
             comparison=rows,
             equivalence=equivalence,
             plan=plan,
             soak=soaks[-1] if soaks else None,
-            search_seconds=searches[0].seconds,
-            search_trials=searches[0].trials,
+            search_seconds=_seconds(searches.get(Purpose.TRAINING)),
+            search_trials=_trials(searches.get(Purpose.TRAINING)),
+            evaluation_search_seconds=_seconds(searches.get(Purpose.EVALUATION)),
+            evaluation_search_trials=_trials(searches.get(Purpose.EVALUATION)),
             notes=tuple(notes),
         )
+
+
+def _evaluated(prober: Prober, options: Options, observe: Observer) -> Finding:
+    """The largest batch for evaluation; where none fits, a note says what one would need."""
+    evaluation = find_largest(prober, ceiling=options.largest_size, purpose=Purpose.EVALUATION)
+    if evaluation.largest_fit == 0:
+        observe(Noted(text=why_nothing_fits(prober, evaluation)))
+    return evaluation
+
+
+def _seconds(found: Found | None) -> float:
+    return found.seconds if found is not None else 0.0
+
+
+def _trials(found: Found | None) -> int:
+    return found.trials if found is not None else 0
 
 
 def compare_strategies(

@@ -20,8 +20,9 @@ def to_json_document(results: Report | Records, files: Iterable[Path] = ()) -> d
 
     "peak_bytes" is in the unit of "capacity_bytes"; of a trial that ran out of memory it is the peak up to the failure.
     "search" counts the out-of-memory events of all "trials". Where no search was made or it was interrupted, "limited_by"
-    is null and the two sizes are the bounds so far. "equivalence" is null where that was not checked, "soak" where none was asked for; else it is that of the plan, or the last one that
-    failed.
+    is null and the two sizes are the bounds so far. "equivalence" is null where that was not checked, "soak" where none was
+    asked for; else it is that of the plan, or the last one that failed. "evaluation" is the same of batches of evaluation, of
+    which "micro_batch_size" counts the samples; null where none was tried.
     """
     records = records_of(results)
     return {
@@ -34,18 +35,33 @@ def to_json_document(results: Report | Records, files: Iterable[Path] = ()) -> d
         "smallest_misfit": records.smallest_misfit,
         "limited_by": records.finding.limited_by if records.finding else None,
         "trials": [trial_entries(trial) for trial in records.trials],
+        "evaluation": _evaluation_entries(records.of_evaluation) if records.evaluations else None,
         "throughput": [throughput_entries(timed) for timed in records.throughput],
         "comparison": [trial_entries(trial) for trial in records.comparison],
         "equivalence": equivalence_entries(records.equivalence) if records.equivalence else None,
         "plan": plan_entries(records.plan) if records.plan else None,
         "soak": encode(records.soak) if records.soak else None,
-        "search": {
-            "trials": records.search_trials,
-            "seconds": records.search_seconds,
-            "out_of_memory": sum(isinstance(trial.outcome, OutOfMemory) for trial in records.trials),
-        },
+        "search": _search_entries(records),
         "notes": list(records.notes),
         "files": [str(path) for path in files],
+    }
+
+
+def _evaluation_entries(records: Records) -> dict[str, Any]:
+    return {
+        "largest_fit": records.largest_fit,
+        "smallest_misfit": records.smallest_misfit,
+        "limited_by": records.finding.limited_by if records.finding else None,
+        "trials": [trial_entries(trial) for trial in records.trials],
+        "search": _search_entries(records),
+    }
+
+
+def _search_entries(records: Records) -> dict[str, Any]:
+    return {
+        "trials": records.search_trials,
+        "seconds": records.search_seconds,
+        "out_of_memory": sum(isinstance(trial.outcome, OutOfMemory) for trial in records.trials),
     }
 
 

@@ -29,7 +29,7 @@ class SizeTried:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """The search for the largest micro-batch ended, after `trials` trials in `seconds`."""
+    """The search for the largest micro-batch, or batch of evaluation, ended, after `trials` trials in `seconds`."""
 
     finding: Finding
     trials: int

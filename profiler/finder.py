@@ -1,19 +1,21 @@
-"""Joins search and trials: the largest micro-batch that fits."""
+"""Joins search and trials: the largest micro-batch, or batch of evaluation, that fits."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 
 from profiler.curve import falls
 from profiler.errors import MicrobatchError, TooFewSamples, WorkloadError
 from profiler.events import Found, Noted
-from profiler.outcomes import Finding, Fits, Outcome, OutOfMemory, Refused
-from profiler.prober import Prober, needed_bytes, sizing_schedule
+from profiler.outcomes import Finding, Fits, Outcome, OutOfMemory, Purpose, Refused, Trial
+from profiler.prober import Prober, needed_bytes, schedule_for
 from profiler.search import Observation, largest_fit
 from profiler.trial import Completed, run_schedule
 from profiler.units import format_bytes
 
+NOTHING_FITS_IN_EVALUATION = "nothing fits in evaluation"
 # A model that fails at one sample may take pairs, fours or eights only.
 MULTIPLES_TRIED = (2, 4, 8)
 # What a larger size may need less than a smaller one before it is worth a word, as a share of the capacity: libraries choose
@@ -21,21 +23,21 @@ MULTIPLES_TRIED = (2, 4, 8)
 FALL = 0.05
 
 
-def find_largest(prober: Prober, *, ceiling: int | None = None) -> Finding:
-    """Search until a size ran and the next one did not, or the ceiling ran; every trial of `prober` is in the finding.
+def find_largest(prober: Prober, *, ceiling: int | None = None, purpose: Purpose = Purpose.TRAINING) -> Finding:
+    """Search until a size ran and the next one did not, or the ceiling ran; every trial for `purpose` is in the finding.
 
     Sizes are the prober's multiples, from its smallest size on, which is raised here where the model cannot train it.
     Raises what `Prober.try_size` raises: WorkloadError for a bug at any size, TrialError for a crash or a hang.
     """
     start = time.monotonic()
     tried = 0
-    _try_smallest(prober, ceiling)
+    _try_smallest(prober, ceiling, purpose)
     search = largest_fit(
         prober.capacity_bytes, ceiling=ceiling, multiple_of=prober.multiple_of, smallest=prober.smallest_size
     )
     request = next(search)
     while True:
-        outcome = prober.try_size(request.micro_batch_size, request.why).outcome
+        outcome = prober.try_size(request.micro_batch_size, request.why, purpose).outcome
         tried += 1
         try:
             request = search.send(_observation(outcome))
@@ -45,9 +47,10 @@ def find_largest(prober: Prober, *, ceiling: int | None = None) -> Finding:
     finding = Finding(
         largest_fit=result.largest_fit,
         smallest_misfit=result.smallest_misfit,
-        limited_by=_limit(prober, result.smallest_misfit),
+        limited_by=_limit(prober.tried(purpose), result.smallest_misfit),
         capacity_bytes=prober.capacity_bytes,
-        trials=tuple(prober.trials.values()),
+        trials=tuple(prober.tried(purpose).values()),
+        purpose=purpose,
     )
     prober.observe(Found(finding=finding, trials=tried, seconds=time.monotonic() - start))
     return finding
@@ -59,21 +62,21 @@ def _observation(outcome: Outcome) -> Observation:
     return Observation(fits=False, at_most=outcome.at_most if isinstance(outcome, Refused) else None)
 
 
-def _limit(prober: Prober, misfit: int | None) -> str:
+def _limit(tried: Mapping[int, Trial], misfit: int | None) -> str:
     """What ended the search, as `Finding.limited_by` has it."""
     if misfit is None:
         return "ceiling"
-    return "refusal" if isinstance(prober.trials[misfit].outcome, Refused) else "memory"
+    return "refusal" if isinstance(tried[misfit].outcome, Refused) else "memory"
 
 
-def _try_smallest(prober: Prober, ceiling: int | None) -> None:
+def _try_smallest(prober: Prober, ceiling: int | None, purpose: Purpose) -> None:
     """Try the smallest size; where it cannot be trained and the next one can, that is the smallest from here on.
 
     Raises the WorkloadError of the smallest size, with what larger sizes came to where they run.
     """
     size = prober.smallest_size
     try:
-        prober.try_size(size, "the smallest size")
+        prober.try_size(size, "the smallest size", purpose)
     except TooFewSamples as error:
         larger = size + prober.multiple_of
         if ceiling is not None and larger > ceiling:
@@ -81,7 +84,7 @@ def _try_smallest(prober: Prober, ceiling: int | None) -> None:
         prober.smallest_size = larger
         prober.observe(Noted(text=f"sizes start at {larger}: {error}."))
     except WorkloadError as error:
-        runs = _running_multiple(prober, ceiling) if size == 1 and not prober.trials else None
+        runs = _running_multiple(prober, ceiling, purpose) if size == 1 and not prober.tried(purpose) else None
         if runs is None:
             raise
         raise WorkloadError(
@@ -91,13 +94,13 @@ def _try_smallest(prober: Prober, ceiling: int | None) -> None:
         ) from None
 
 
-def _running_multiple(prober: Prober, ceiling: int | None) -> int | None:
+def _running_multiple(prober: Prober, ceiling: int | None, purpose: Purpose) -> int | None:
     """The first of a few sizes that runs, None where none does."""
     for size in MULTIPLES_TRIED:
         if ceiling is not None and size > ceiling:
             return None
         try:
-            if isinstance(prober.run(sizing_schedule(size), size), Fits):
+            if isinstance(prober.run(schedule_for(purpose, size, size), size, purpose), Fits):
                 return size
         except MicrobatchError:  # the first one is the user's to see
             continue
@@ -137,17 +140,18 @@ def why_nothing_fits(prober: Prober, finding: Finding) -> str:
     assert misfit is not None, "a search in which nothing fits ends at the smallest size"
     assert isinstance(misfit.outcome, OutOfMemory)
     limit = format_bytes(prober.capacity_bytes)
+    nothing = "nothing fits" if finding.purpose is Purpose.TRAINING else NOTHING_FITS_IN_EVALUATION
     reply = prober.runner.size(
         run_schedule,
         replace(prober.setting, limit_bytes=None),
-        sizing_schedule(size),
+        schedule_for(finding.purpose, size, size),
         timeout_seconds=prober.limits.trial_seconds,
         fresh=True,
     )
     if isinstance(reply, Completed):
         need = format_bytes(reply.fits.peak_bytes)
-        return f"nothing fits: size {size} needs about {need}, the limit is {limit}. Raise --memory-limit, or shrink the model."
+        return f"{nothing}: size {size} needs about {need}, the limit is {limit}. Raise --memory-limit, or shrink the model."
     return (
-        f"nothing fits: size {size} runs out of memory in its {misfit.outcome.phase}, and the limit is {limit}. Raise "
+        f"{nothing}: size {size} runs out of memory in its {misfit.outcome.phase}, and the limit is {limit}. Raise "
         "--memory-limit, shrink the model, or use a lower precision or a lighter optimizer."
     )

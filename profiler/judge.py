@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from profiler.devices.out_of_memory import Failure, Verdict, classify, confirms
 from profiler.errors import MicrobatchError, ShortBatch, TooFewSamples, TrialError, WorkloadError
-from profiler.outcomes import Outcome, OutOfMemory, Refused
+from profiler.outcomes import Outcome, OutOfMemory, Purpose, Refused
 from profiler.trial import Completed, Failed
 from profiler.units import format_bytes, format_seconds
 from profiler.workers.protocol import Died, TimedOut
@@ -22,8 +22,8 @@ class Circumstances:
     """What is known about a trial from outside of it, by which suspects are judged.
 
     predicted_bytes: what the line through earlier sizes says, None without a line. smaller_fits: whether a smaller size
-    ran in a worker of its own. smaller_ran: whether a smaller size has run at all. is_check: whether it compared accumulation with the whole batch, of `micro_batch_size`
-    samples, and tried no size.
+    ran in a worker of its own. smaller_ran: whether a smaller size has run at all. is_check: whether it compared accumulation
+    with the whole batch, of `micro_batch_size` samples, and tried no size. purpose: what the size was tried for.
     """
 
     micro_batch_size: int
@@ -33,6 +33,7 @@ class Circumstances:
     smaller_fits: bool
     smaller_ran: bool = False
     is_check: bool = False
+    purpose: Purpose = Purpose.TRAINING
 
     @property
     def device_type(self) -> str:
@@ -43,12 +44,15 @@ class Circumstances:
     def trial(self) -> str:
         """What was run, in words."""
         size = self.micro_batch_size
+        if self.purpose is Purpose.EVALUATION:
+            return f"the evaluation trial at batch size {size}"
         return f"the check with {size} samples" if self.is_check else f"the trial at micro-batch size {size}"
 
     @property
     def where(self) -> str:
         """The same where something happened in it."""
-        return f"in {self.trial}" if self.is_check else f"at micro-batch size {self.micro_batch_size}"
+        plain = self.purpose is Purpose.TRAINING and not self.is_check
+        return f"at micro-batch size {self.micro_batch_size}" if plain else f"in {self.trial}"
 
 
 def outcome_of(reply: Completed | Failed | Died | TimedOut, circumstances: Circumstances) -> Outcome:

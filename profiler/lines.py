@@ -3,10 +3,10 @@
     {"schema": 1, "kind": "run", "workload": ..., "device": ..., "capacity_bytes": ..., "environment": {...}, ...}
     {"schema": 1, "kind": "trial", "micro_batch_size": 1, "outcome": "fits", "peak_bytes": ..., "seconds": ..., ...}
 
-The kinds: "run" (a `RunInfo`), "trial" and "comparison" (a `Trial`), "throughput" (a `Throughput`), "finding" (a
-`SearchEnd`), "equivalence" (an `Equivalence`), "plan" (an `AccumulationPlan`), "soak" (a `Soak`, of which a plan that failed
-leaves one too) and "note" (a sentence). Keys are the
-dataclass's fields, with their units; a trial's outcome lies flat beside its other fields. Unknown is null.
+The kinds: "run" (a `RunInfo`), "trial", "comparison" and "evaluation" (a `Trial`), "throughput" (a `Throughput`),
+"finding" and "evaluation_finding" (a `SearchEnd`), "equivalence" (an `Equivalence`), "plan" (an `AccumulationPlan`), "soak" (a
+`Soak`, of which a plan that failed leaves one too) and "note" (a sentence). Keys are the dataclass's fields, with their units;
+a trial's outcome lies flat beside its other fields, and one of evaluation has no strategy. Unknown is null.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from profiler.codec import decode, encode
 from profiler.equivalence import Equivalence
-from profiler.outcomes import Finding, Fits, OutOfMemory, Refused, Throughput, Trial
+from profiler.outcomes import Finding, Fits, OutOfMemory, Purpose, Refused, Throughput, Trial
 from profiler.plan import AccumulationPlan
 from profiler.report import RunInfo
 from profiler.soak import Soak
@@ -50,6 +50,15 @@ _KINDS: dict[type, str] = {
     Soak: "soak",
     str: "note",
 }
+# Kinds whose record is their dataclass's fields and no more.
+_DECODED: dict[str, type[RunInfo | SearchEnd | Equivalence | AccumulationPlan | Soak]] = {
+    "run": RunInfo,
+    "finding": SearchEnd,
+    "evaluation_finding": SearchEnd,
+    "equivalence": Equivalence,
+    "plan": AccumulationPlan,
+    "soak": Soak,
+}
 _OUTCOMES: dict[str, type[Fits] | type[OutOfMemory] | type[Refused]] = {
     "fits": Fits,
     "fits_after_retry": Fits,
@@ -72,8 +81,9 @@ def search_end(finding: Finding, *, search_seconds: float, search_trials: int) -
 
 
 def to_record(value: Value, *, kind: str | None = None) -> dict[str, Any]:
-    """`value` as the object of one line; `kind` follows from its type, but a comparison's trial must be called one."""
-    head: dict[str, Any] = {"schema": SCHEMA, "kind": kind or _KINDS[type(value)]}
+    """`value` as the object of one line; `kind` follows from it, but a comparison's trial must be called one."""
+    evaluates = isinstance(value, Trial) and value.purpose is Purpose.EVALUATION
+    head: dict[str, Any] = {"schema": SCHEMA, "kind": kind or ("evaluation" if evaluates else _KINDS[type(value)])}
     if isinstance(value, str):
         return head | {"text": value}
     return head | (trial_entries(value) if isinstance(value, Trial) else encode(value))
@@ -83,7 +93,8 @@ def trial_entries(trial: Trial) -> dict[str, Any]:
     """A trial as one flat object: its outcome's label, then every field of any outcome, null where this one has none."""
     entries: dict[str, Any] = {"micro_batch_size": trial.micro_batch_size, "outcome": trial.outcome.label}
     entries |= {name: getattr(trial.outcome, name, None) for name in _OUTCOME_FIELDS}
-    return entries | {name: encode(getattr(trial, name)) for name in ("strategy", "accumulation_steps", "why")}
+    way = ("strategy", "accumulation_steps") if trial.purpose is Purpose.TRAINING else ()
+    return entries | {name: encode(getattr(trial, name)) for name in (*way, "why")}
 
 
 def throughput_entries(timed: Throughput) -> dict[str, Any]:
@@ -112,31 +123,26 @@ def from_record(record: Mapping[str, Any]) -> Value:
     """
     if record.get("schema") != SCHEMA:
         raise ValueError(f'"schema" is {record.get("schema")!r}, and this version reads {SCHEMA}')
-    match record.get("kind"):
-        case "run":
-            return decode(RunInfo, record)
+    kind = record.get("kind")
+    if isinstance(kind, str) and kind in _DECODED:
+        return decode(_DECODED[kind], record)
+    match kind:
         case "trial" | "comparison":
-            return _trial(record)
+            return _trial(record, Purpose.TRAINING)
+        case "evaluation":
+            return _trial(record, Purpose.EVALUATION)
         case "throughput":
             return _throughput(record)
-        case "finding":
-            return decode(SearchEnd, record)
-        case "equivalence":
-            return decode(Equivalence, record)
-        case "plan":
-            return decode(AccumulationPlan, record)
-        case "soak":
-            return decode(Soak, record)
         case "note" if isinstance(record.get("text"), str):
             return str(record["text"])
     raise ValueError(f'"kind" is {record.get("kind")!r}, none that this version knows')
 
 
-def _trial(record: Mapping[str, Any]) -> Trial:
+def _trial(record: Mapping[str, Any], purpose: Purpose) -> Trial:
     outcome = _OUTCOMES.get(str(record.get("outcome")))
     if outcome is None:
         raise ValueError(f'"outcome" is {record.get("outcome")!r}, not one of {", ".join(_OUTCOMES)}')
-    return decode(Trial, record, outcome=decode(outcome, record))
+    return decode(Trial, record, outcome=decode(outcome, record), purpose=purpose)
 
 
 def _throughput(record: Mapping[str, Any]) -> Throughput:

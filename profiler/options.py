@@ -18,6 +18,9 @@ DEFAULT_HEADROOM = 0.05
 class Options:
     """How to probe.
 
+    train: whether to find the largest micro-batch for training, and with it all else that a probe finds.
+    evaluate: whether to find the largest batch for evaluation, without gradients (see `profiler.evaluation`); the ceiling
+        holds for both.
     device: "cpu", "cuda:N"; None takes the first GPU that can be used, else the CPU.
     memory_limit: the budget in bytes, or text such as "2GiB"; None is all that is free on a GPU, 512 MiB on the CPU.
     headroom: the share of the capacity, 0 to below 1, that a plan leaves unused.
@@ -34,6 +37,8 @@ class Options:
     Raises UsageError for a value out of range.
     """
 
+    train: bool = True
+    evaluate: bool = False
     effective_batch_size: int | None = None
     device: str | None = None
     memory_limit: int | str | None = None
@@ -49,6 +54,7 @@ class Options:
     command: str | None = None
 
     def __post_init__(self) -> None:
+        self._check_purposes()
         if not isinstance(self.headroom, int | float) or not 0 <= self.headroom < 1:
             raise UsageError(
                 f"headroom is {self.headroom!r}: it is a share of the memory, from 0 to below 1, such as 0.05."
@@ -88,6 +94,15 @@ class Options:
             )
         if self.effective_batch_size is not None:
             check_multiple(self.effective_batch_size, self.multiple_of, self.data_parallel_size)
+
+    def _check_purposes(self) -> None:
+        if not self.train and not self.evaluate:
+            raise UsageError("neither training nor evaluation is asked for: set train or evaluate to True.")
+        if self.effective_batch_size is not None and not self.train:
+            raise UsageError(
+                f"an effective batch of {self.effective_batch_size} is for a plan of training, and only evaluation is asked "
+                "for: ask for both (--train --eval), or leave the effective batch out."
+            )
 
     @property
     def limit_bytes(self) -> int | None:

@@ -15,6 +15,13 @@ class Strategy(StrEnum):
     ACCUMULATION = "accumulation"
 
 
+class Purpose(StrEnum):
+    """What a size is tried for: micro-batches of training, or batches of evaluation, without gradients."""
+
+    TRAINING = "training"
+    EVALUATION = "evaluation"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fits:
     """A trial that ran to its end.
@@ -45,7 +52,8 @@ class Fits:
 class OutOfMemory:
     """A trial that the device had no memory for.
 
-    phase: where it failed: "model", "batch", "forward", "backward", "optimizer step", or "worker" where it died.
+    phase: where it failed: "model", "batch", "forward", "backward", "optimizer step", "evaluation forward", or "worker"
+        where it died.
     message: the first line of what the device said. evidence: why that counts as out of memory.
     peak_bytes: the peak up to the failure, None where the worker died before it could say.
     """
@@ -92,6 +100,8 @@ class Trial:
     """One schedule tried once in a worker: the sizes of the micro-batches of its measured step, and what it came to.
 
     A sizing trial is `accumulation` of two micro-batches of `micro_batch_size`; `why` says why this size was tried.
+    purpose: where it is evaluation, `micro_batch_size` counts the samples of each of its two batches, and `strategy` and
+    `accumulation_steps` mean nothing.
     """
 
     micro_batch_size: int
@@ -99,6 +109,7 @@ class Trial:
     strategy: Strategy = Strategy.ACCUMULATION
     accumulation_steps: int = 2
     why: str = ""
+    purpose: Purpose = Purpose.TRAINING
 
     @property
     def fits(self) -> bool:
@@ -152,7 +163,7 @@ class Throughput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """The largest micro-batch size that ran, and how the search ended.
+    """The largest micro-batch size, or batch of evaluation, that ran, and how the search ended.
 
     limited_by "memory": `largest_fit + 1` (or the next multiple that was asked for) ran out of memory, and is
     `smallest_misfit`. limited_by "refusal": that size cannot be run for another reason. limited_by "ceiling": the
@@ -165,6 +176,7 @@ class Finding:
     limited_by: str
     capacity_bytes: int
     trials: tuple[Trial, ...]
+    purpose: Purpose = Purpose.TRAINING
 
     def __post_init__(self) -> None:
         fitting = {trial.micro_batch_size for trial in self.trials if trial.fits}

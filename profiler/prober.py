@@ -10,7 +10,7 @@ from profiler.equivalence import Equivalence
 from profiler.errors import NothingFits, UsageError, WorkloadError
 from profiler.events import Checked, Noted, Observer, SizeTried, Started, Timed
 from profiler.judge import FEWER_SAMPLES, Circumstances, first_line, is_suspect, outcome_of
-from profiler.outcomes import Fits, Outcome, OutOfMemory, Refused, Strategy, Throughput, Trial
+from profiler.outcomes import Fits, Outcome, OutOfMemory, Purpose, Refused, Strategy, Throughput, Trial
 from profiler.soak import Soak, SoakFailure
 from profiler.soaking import Soaked, SoakRequest, soak
 from profiler.trial import Completed, Failed, Schedule, Setting, run_schedule, time_size
@@ -54,6 +54,7 @@ class Prober:
     capacity_bytes: what the process may use, in the unit of the device's peaks. timing_setting: the setting for jobs that
     measure time, without the budget where keeping it exactly costs time. compiled: whether the model is compiled.
     multiple_of: every size is a multiple of it. smallest_size: none below it can be run, as far as is known.
+    trials, evaluations: the sizes tried for training, and for evaluation; each is predicted from its own.
     """
 
     runner: Runner
@@ -66,33 +67,39 @@ class Prober:
     multiple_of: int = 1
     smallest_size: int = 1
     trials: dict[int, Trial] = field(default_factory=dict)
+    evaluations: dict[int, Trial] = field(default_factory=dict)
     throughputs: dict[int, Throughput] = field(default_factory=dict)
 
-    def try_size(self, size: int, why: str) -> Trial:
-        """The sizing trial of `size`."""
-        if size not in self.trials:
-            self.observe(Started(what=f"micro-batch size {size}", why=why))
-            outcome = self.run(sizing_schedule(size), size)
-            self.trials[size] = Trial(micro_batch_size=size, outcome=outcome, why=why)
-            self.observe(SizeTried(trial=self.trials[size]))
-        return self.trials[size]
+    def tried(self, purpose: Purpose) -> dict[int, Trial]:
+        """The sizes that were tried for `purpose`, in the order they ran."""
+        return self.trials if purpose is Purpose.TRAINING else self.evaluations
 
-    def run(self, schedule: Schedule, size: int) -> Outcome:
+    def try_size(self, size: int, why: str, purpose: Purpose = Purpose.TRAINING) -> Trial:
+        """The sizing trial of `size`."""
+        tried = self.tried(purpose)
+        if size not in tried:
+            self.observe(Started(what=f"{_named(purpose)} {size}", why=why))
+            outcome = self.run(schedule_for(purpose, size, self.smallest_size), size, purpose)
+            tried[size] = Trial(micro_batch_size=size, outcome=outcome, why=why, purpose=purpose)
+            self.observe(SizeTried(trial=tried[size]))
+        return tried[size]
+
+    def run(self, schedule: Schedule, size: int, purpose: Purpose = Purpose.TRAINING) -> Outcome:
         """What `schedule` comes to under the budget; raises for a bug, a crash or a hang (see `profiler.judge`).
 
         size: the samples whose activations are alive at once, by which its memory is predicted.
         """
-        predicted = self.predicted_bytes(size)
+        predicted = self.predicted_bytes(size, purpose)
         # A compiled model is compiled for the sizes that its process has seen, so each size gets a process.
         fresh = self.compiled or predicted is None or predicted >= NEARLY * self.capacity_bytes
         reply = self._run(schedule, fresh=fresh)
         if not fresh and is_suspect(reply, self.setting.device):
             reply = self._run(schedule, fresh=True)
-        return outcome_of(reply, self._circumstances(size, predicted, reply))
+        return outcome_of(reply, self._circumstances(size, predicted, reply, purpose))
 
     def _run(self, schedule: Schedule, *, fresh: bool) -> Completed | Failed | Died | TimedOut:
         # The limit is a sizing trial's, of three micro-batches; a schedule of more gets more.
-        micro_batches = sum(len(sizes) for sizes in schedule.steps)
+        micro_batches = sum(len(sizes) for sizes in schedule.steps) + len(schedule.evaluations)
         timeout_seconds = self.limits.trial_seconds * max(1.0, micro_batches / SIZING_MICRO_BATCHES)
         reply: Completed | Failed | Died | TimedOut = self.runner.size(
             run_schedule, self.setting, schedule, timeout_seconds=timeout_seconds, fresh=fresh
@@ -202,16 +209,16 @@ class Prober:
         self.observe(Checked(equivalence=reply))
         return reply
 
-    def predicted_bytes(self, size: int) -> int | None:
+    def predicted_bytes(self, size: int, purpose: Purpose = Purpose.TRAINING) -> int | None:
         """What the line through the last two sizes that fitted says for `size`; None before there are two."""
-        line = line_through_last(self.line_points())
+        line = line_through_last(self.line_points(purpose))
         return None if line is None else int(line.at(size))
 
-    def line_points(self) -> list[tuple[int, int]]:
+    def line_points(self, purpose: Purpose = Purpose.TRAINING) -> list[tuple[int, int]]:
         """(size, bytes needed) of every size that ran without allocator retries, by size."""
         return [
             (size, needed_bytes(trial.outcome))
-            for size, trial in sorted(self.trials.items())
+            for size, trial in sorted(self.tried(purpose).items())
             if isinstance(trial.outcome, Fits) and trial.outcome.label == "fits"
         ]
 
@@ -219,15 +226,20 @@ class Prober:
         self.observe(Noted(text=f"{what} could not be timed: {first_line(reply)}."))
 
     def _circumstances(
-        self, size: int, predicted_bytes: int | None, reply: Completed | Failed | Died | TimedOut
+        self,
+        size: int,
+        predicted_bytes: int | None,
+        reply: Completed | Failed | Died | TimedOut,
+        purpose: Purpose = Purpose.TRAINING,
     ) -> Circumstances:
         return Circumstances(
             micro_batch_size=size,
             device=self.setting.device,
             capacity_bytes=self.capacity_bytes,
             predicted_bytes=predicted_bytes,
-            smaller_fits=is_suspect(reply, self.setting.device) and self._smaller_fits(size),
-            smaller_ran=any(trial.fits and tried < size for tried, trial in self.trials.items()),
+            smaller_fits=is_suspect(reply, self.setting.device) and self._smaller_fits(size, purpose),
+            smaller_ran=any(trial.fits and tried < size for tried, trial in self.tried(purpose).items()),
+            purpose=purpose,
         )
 
     def _circumstances_of_check(self, batch_size: int) -> Circumstances:
@@ -240,15 +252,27 @@ class Prober:
             is_check=True,
         )
 
-    def _smaller_fits(self, size: int) -> bool:
+    def _smaller_fits(self, size: int, purpose: Purpose) -> bool:
         """Whether the largest smaller size that fitted fits again in a fresh worker: the set-up itself works."""
-        smaller = max((tried for tried, trial in self.trials.items() if trial.fits and tried < size), default=None)
+        fitting = (tried for tried, trial in self.tried(purpose).items() if trial.fits and tried < size)
+        smaller = max(fitting, default=None)
         if smaller is None:
             return False
         self.observe(
-            Started(what=f"micro-batch size {smaller} again", why=f"{size} failed in a way that may be memory")
+            Started(what=f"{_named(purpose)} {smaller} again", why=f"{size} failed in a way that may be memory")
         )
-        return isinstance(self._run(sizing_schedule(smaller), fresh=True), Completed)
+        return isinstance(self._run(schedule_for(purpose, smaller, self.smallest_size), fresh=True), Completed)
+
+
+def _named(purpose: Purpose) -> str:
+    return "micro-batch size" if purpose is Purpose.TRAINING else "evaluation batch size"
+
+
+def schedule_for(purpose: Purpose, size: int, trained_size: int) -> Schedule:
+    """The schedule of a sizing trial. trained_size: as in `evaluation_schedule`."""
+    if purpose is Purpose.TRAINING:
+        return sizing_schedule(size)
+    return evaluation_schedule(size, trained_size=trained_size)
 
 
 def sizing_schedule(size: int) -> Schedule:
@@ -275,6 +299,14 @@ def failed_soak(sizes: tuple[int, ...], steps: int, reply: Soaked | Died, outcom
     )
     known = [peak for peak in (reply.soak.peak_bytes, outcome.peak_bytes) if peak is not None]
     return replace(reply.soak, peak_bytes=max(known, default=None), failure=failure)
+
+
+def evaluation_schedule(size: int, *, trained_size: int = 1) -> Schedule:
+    """A step that creates the optimizer's state and leaves its gradients, then the evaluation of two batches.
+
+    trained_size: the samples of that step, as few as the model can be trained on, since its peak must not decide.
+    """
+    return Schedule(strategy=Strategy.ACCUMULATION, steps=((trained_size,),), evaluations=(size, size))
 
 
 def needed_bytes(fits: Fits) -> int:

@@ -16,7 +16,7 @@ from profiler.equivalence import Equivalence
 from profiler.errors import UsageError
 from profiler.files import explained
 from profiler.lines import SearchEnd, Value, from_record, search_end, throughput_entries, to_record, trial_entries
-from profiler.outcomes import Finding, Fits, Throughput, Trial
+from profiler.outcomes import Finding, Fits, Purpose, Throughput, Trial
 from profiler.plan import AccumulationPlan
 from profiler.report import Report, RunInfo
 from profiler.soak import Soak, SoakPoint
@@ -42,6 +42,7 @@ class Records:
 
     trials: those of the micro-batch sizes, in the order they ran. comparison: those of the three strategies.
     finding, search_seconds, search_trials: None where no search was made, or it was interrupted.
+    evaluations, evaluation, evaluation_search_seconds, evaluation_search_trials: the same of batches of evaluation.
     equivalence: None where accumulation was not compared with the whole batch. soak: the last that ran, None without one.
     """
 
@@ -52,6 +53,10 @@ class Records:
     finding: Finding | None = None
     search_seconds: float | None = None
     search_trials: int | None = None
+    evaluations: tuple[Trial, ...] = ()
+    evaluation: Finding | None = None
+    evaluation_search_seconds: float | None = None
+    evaluation_search_trials: int | None = None
     equivalence: Equivalence | None = None
     plan: AccumulationPlan | None = None
     soak: Soak | None = None
@@ -71,6 +76,17 @@ class Records:
             return self.finding.smallest_misfit
         return min((trial.micro_batch_size for trial in self.trials if not trial.fits), default=None)
 
+    @property
+    def of_evaluation(self) -> Records:
+        """The trials and the search of evaluation in place of training's, and nothing else."""
+        return Records(
+            run=self.run,
+            trials=self.evaluations,
+            finding=self.evaluation,
+            search_seconds=self.evaluation_search_seconds,
+            search_trials=self.evaluation_search_trials,
+        )
+
 
 def records_of(results: Report | Records) -> Records:
     """The records of a finished probe; records are returned as they are."""
@@ -78,12 +94,16 @@ def records_of(results: Report | Records) -> Records:
         return results
     return Records(
         run=results.run,
-        trials=results.finding.trials,
+        trials=results.finding.trials if results.finding else (),
         throughput=results.throughput,
         comparison=results.comparison,
         finding=results.finding,
-        search_seconds=results.search_seconds,
-        search_trials=results.search_trials,
+        search_seconds=results.search_seconds if results.finding else None,
+        search_trials=results.search_trials if results.finding else None,
+        evaluations=results.evaluation.trials if results.evaluation else (),
+        evaluation=results.evaluation,
+        evaluation_search_seconds=results.evaluation_search_seconds if results.evaluation else None,
+        evaluation_search_trials=results.evaluation_search_trials if results.evaluation else None,
         equivalence=results.equivalence,
         plan=results.plan,
         soak=results.soak,
@@ -113,19 +133,21 @@ class RecordWriter:
 
     def append_finding(self, finding: Finding, *, search_seconds: float, search_trials: int) -> None:
         """Writes how the search ended; its trials have lines of their own."""
-        self.append(search_end(finding, search_seconds=search_seconds, search_trials=search_trials))
+        end = search_end(finding, search_seconds=search_seconds, search_trials=search_trials)
+        self.append(end, kind="evaluation_finding" if finding.purpose is Purpose.EVALUATION else None)
 
     def append_all(self, results: Report | Records) -> None:
         """Writes everything that a run found, the run first."""
         records = records_of(results)
-        values: tuple[Value, ...] = (records.run, *records.trials, *records.throughput)
+        values: tuple[Value, ...] = (records.run, *records.trials, *records.evaluations, *records.throughput)
         for value in values:
             self.append(value)
         for trial in records.comparison:
             self.append(trial, kind="comparison")
-        if records.finding:
-            seconds, trials = records.search_seconds or 0.0, records.search_trials or 0
-            self.append_finding(records.finding, search_seconds=seconds, search_trials=trials)
+        for of in (records, records.of_evaluation):
+            if of.finding:
+                seconds, trials = of.search_seconds or 0.0, of.search_trials or 0
+                self.append_finding(of.finding, search_seconds=seconds, search_trials=trials)
         for rest in (records.equivalence, records.soak, records.plan, *records.notes):
             if rest is not None:
                 self.append(rest)
@@ -195,9 +217,14 @@ def _assemble(path: Path, values: Sequence[tuple[str, Value]], notes: Iterable[s
     assert isinstance(run, RunInfo)
     trials = tuple(value for kind, value in values if kind == "trial" and isinstance(value, Trial))
     comparison = tuple(value for kind, value in values if kind == "comparison" and isinstance(value, Trial))
-    end = next((value for _, value in values if isinstance(value, SearchEnd)), None)
+    evaluations = tuple(value for kind, value in values if kind == "evaluation" and isinstance(value, Trial))
+    ends = {kind: value for kind, value in reversed(values) if isinstance(value, SearchEnd)}
+    end, evaluation_end = ends.get("finding"), ends.get("evaluation_finding")
     if trials and not end and not comparison:
         notes = (*notes, f"No search was finished: sizes are bounds from {len(trials)} trials, not the answer.")
+    if evaluations and not evaluation_end:
+        bounds = f"sizes are bounds from {len(evaluations)} trials, not the answer"
+        notes = (*notes, f"The search of evaluation was not finished: {bounds}.")
     return Records(
         run=run,
         trials=trials,
@@ -206,6 +233,10 @@ def _assemble(path: Path, values: Sequence[tuple[str, Value]], notes: Iterable[s
         finding=_finding(path, end, trials) if end else None,
         search_seconds=end.search_seconds if end else None,
         search_trials=end.search_trials if end else None,
+        evaluations=evaluations,
+        evaluation=_finding(path, evaluation_end, evaluations, Purpose.EVALUATION) if evaluation_end else None,
+        evaluation_search_seconds=evaluation_end.search_seconds if evaluation_end else None,
+        evaluation_search_trials=evaluation_end.search_trials if evaluation_end else None,
         equivalence=next((value for _, value in reversed(values) if isinstance(value, Equivalence)), None),
         plan=next((value for _, value in reversed(values) if isinstance(value, AccumulationPlan)), None),
         soak=next((value for _, value in reversed(values) if isinstance(value, Soak)), None),
@@ -213,7 +244,7 @@ def _assemble(path: Path, values: Sequence[tuple[str, Value]], notes: Iterable[s
     )
 
 
-def _finding(path: Path, end: SearchEnd, trials: tuple[Trial, ...]) -> Finding:
+def _finding(path: Path, end: SearchEnd, trials: tuple[Trial, ...], purpose: Purpose = Purpose.TRAINING) -> Finding:
     """The finding with its trials; UsageError where they do not bear it out."""
     try:
         return Finding(
@@ -222,6 +253,7 @@ def _finding(path: Path, end: SearchEnd, trials: tuple[Trial, ...]) -> Finding:
             limited_by=end.limited_by,
             capacity_bytes=end.capacity_bytes,
             trials=trials,
+            purpose=purpose,
         )
     except AssertionError as error:
         raise UsageError(f"{path}: the finding contradicts the trials: {error}; run the probe again.") from error
@@ -233,7 +265,8 @@ def trials_frame(records: Records) -> Frame:
     micro_batch_size, outcome ("fits", "fits_after_retry", "out_of_memory", "refused"); peak_bytes in the capacity's unit (up to
     the failure where it failed), peak_allocated_bytes, peak_reserved_bytes, peak_device_used_bytes,
     peak_resident_bytes; allocator_retries, seconds (wall time), phase (where it failed), why (that size was tried),
-    line_bytes (of the line through the last fits, at this size). Missing where unknown.
+    line_bytes (of the line through the last fits, at this size). Missing where unknown. Of `records.of_evaluation` it is
+    what `evaluation.csv` holds, with the samples of each batch as micro_batch_size.
     """
     line = line_through_last(
         (trial.micro_batch_size, trial.outcome.peak_bytes)

@@ -36,14 +36,17 @@ class RunInfo:
 class Report:
     """A probe's results. `comparison` holds trials of the three strategies; `plan` is None without an effective batch.
 
+    finding: the largest micro-batch, evaluation: the largest batch of evaluation; None where that was not asked for.
     equivalence: whether accumulation equals the whole batch, None where that was not asked or could not be checked.
     soak: the last that ran, which is the plan's where there is one; None where none was asked for.
     search_seconds: wall time of the search for the largest micro-batch alone, ladder, timing and comparison excluded.
-    search_trials: how many trials the search needed. notes: what the user should know, a sentence each.
+    search_trials: how many trials the search needed. evaluation_search_seconds, evaluation_search_trials: the same of the
+    search for the largest batch of evaluation. notes: what the user should know, a sentence each.
     """
 
     run: RunInfo
-    finding: Finding
+    finding: Finding | None
+    evaluation: Finding | None = None
     throughput: tuple[Throughput, ...] = ()
     comparison: tuple[Trial, ...] = ()
     equivalence: Equivalence | None = None
@@ -51,6 +54,8 @@ class Report:
     soak: Soak | None = None
     search_seconds: float = 0.0
     search_trials: int = 0
+    evaluation_search_seconds: float = 0.0
+    evaluation_search_trials: int = 0
     notes: tuple[str, ...] = ()
 
 

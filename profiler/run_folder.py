@@ -2,7 +2,7 @@
 
 records.jsonl                    a line for each thing, as it happens; everything else follows from it
 table.csv  plan.json             a row a micro-batch size; the plan, and where and for what it was made
-memory.png  throughput.png  summed_loss.png  soak.png, each with the CSV behind it
+memory.png  evaluation.png  throughput.png  summed_loss.png  soak.png, each with the CSV behind it
 command.txt                      what to type to get these results again
 """
 
@@ -30,6 +30,8 @@ FILES = (
     "plan.json",
     "memory.png",
     "memory.csv",
+    "evaluation.png",
+    "evaluation.csv",
     "throughput.png",
     "throughput.csv",
     "summed_loss.png",
@@ -143,8 +145,10 @@ def _write_results(folder: Path, records: Records) -> list[Path]:
     # matplotlib takes a while to import, and a run has other things to do before it draws.
     from profiler.plots import save_figures
 
-    table = table_frame(records).to_csv(index=False, lineterminator="\n")
-    paths = [replace_file(folder / "table.csv", table.encode())]
+    paths = []
+    if records.trials or not records.evaluations:
+        table = table_frame(records).to_csv(index=False, lineterminator="\n")
+        paths.append(replace_file(folder / "table.csv", table.encode()))
     plan = plan_document(records)
     if plan:
         paths.append(replace_file(folder / "plan.json", (json.dumps(plan, indent=2) + "\n").encode()))

@@ -16,7 +16,7 @@ from profiler.devices import Device, Usage
 from profiler.errors import WorkloadError
 from profiler.outcomes import Strategy
 from profiler.soak import Soak, SoakPoint, with_point
-from profiler.trial import SEED, Done, Failed, Setting, Source, guarded, started
+from profiler.trial import SEED, Done, Failed, Schedule, Setting, Source, guarded, started
 
 if TYPE_CHECKING:
     from profiler.steps import Phase, Training
@@ -64,7 +64,8 @@ def soak(setting: Setting, request: SoakRequest) -> Done[Soaked]:
 
     def job(device: Device, phase: Phase) -> None:
         device.settle()
-        training = started(replace(setting, source=source), device, phase, first_step=request.sizes, keep_batches=False)
+        warm_up = Schedule(strategy=Strategy.ACCUMULATION, steps=(request.sizes,))
+        training = started(replace(setting, source=source), device, phase, warm_up, keep_batches=False)
         for step in range(1, request.steps + 1):
             _run_step(training, device, request.sizes, step, progress)
 

@@ -18,7 +18,7 @@ from profiler.workload import Precision, Workload
 
 @dataclass(slots=True)
 class Phase:
-    """What training was doing when it failed: "model", "batch", "forward", "backward" or "optimizer step"."""
+    """What training was doing when it failed: "model", "batch", "forward", "backward", "optimizer step", "evaluation forward"."""
 
     name: str = "model"
 
@@ -41,11 +41,19 @@ class Passes:
     def forward(self, batch: Any) -> Tensor:
         """The averaged loss of `batch`, a scalar with a graph; WorkloadError where it is not."""
         self.phase.name = "forward"
-        dtype = self.autocast_dtype
-        with torch.autocast(self.device.type, dtype=dtype) if dtype else contextlib.nullcontext():
-            loss = self.loss(cast(nn.Module, self.model), batch)
+        loss = self._loss(batch)
         check_loss(loss)
         return loss
+
+    def evaluate(self, batch: Any) -> Any:
+        """What the loss gives for `batch` in evaluation, whatever that is."""
+        self.phase.name = "evaluation forward"
+        return self._loss(batch)
+
+    def _loss(self, batch: Any) -> Tensor:
+        dtype = self.autocast_dtype
+        with torch.autocast(self.device.type, dtype=dtype) if dtype else contextlib.nullcontext():
+            return self.loss(cast(nn.Module, self.model), batch)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of `loss` to the parameters'."""

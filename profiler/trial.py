@@ -49,10 +49,14 @@ class Setting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """The optimizer steps of a trial: micro-batch sizes of each, run one after the other."""
+    """The optimizer steps of a trial: micro-batch sizes of each, run one after the other.
+
+    evaluations: sizes of the batches that are evaluated after the last step (see `profiler.evaluation`).
+    """
 
     strategy: Strategy
     steps: tuple[tuple[int, ...], ...]
+    evaluations: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,12 +131,13 @@ def inspect(setting: Setting) -> Done[Inspection]:
 
 def run_schedule(setting: Setting, schedule: Schedule) -> Done[Completed]:
     """Run the schedule under the setting's budget and read its peaks."""
+    from profiler.evaluation import evaluate
     from profiler.steps import run_step
 
     def job(device: Device, phase: Phase) -> Completed:
         start = time.perf_counter()
         device.settle()
-        training = started(setting, device, phase, first_step=schedule.steps[0])
+        training = started(setting, device, phase, warm_up=schedule)
         seconds = []
         for sizes in schedule.steps:
             began = time.perf_counter()
@@ -143,6 +148,9 @@ def run_schedule(setting: Setting, schedule: Schedule) -> Done[Completed]:
                 device.charge_loaded()
                 check_finite(float(loss))
             del loss
+        if schedule.evaluations:
+            evaluate(training, schedule.evaluations, device.charge_loaded)
+            device.synchronize()
         peaks = device.read_peaks()
         return Completed(
             fits=Fits(
@@ -224,24 +232,27 @@ def started(
     setting: Setting,
     device: Device,
     phase: Phase,
-    first_step: tuple[int, ...] | None = None,
+    warm_up: Schedule | None = None,
     *,
     keep_batches: bool | None = None,
 ) -> Training:
     """The workload in training on the device, under the setting's budget, which counts from its first byte on.
 
-    first_step: the sizes of the first step; a compiled model on the CPU runs them once before the budget, because there
-    the compiler's own memory is host memory too and would count as the model's. keep_batches: whether a batch of each size
-    is made once; None where only host memory that is measured must not hold it.
+    warm_up: what will be run; a compiled model on the CPU runs its first step and its evaluations once before the budget,
+    because there the compiler's own memory is host memory too and would count as the model's. keep_batches: whether a batch
+    of each size is made once; None where only host memory that is measured must not hold it.
     """
+    from profiler.evaluation import evaluate
     from profiler.steps import Training, run_step
 
     workload = loaded(setting)
     if keep_batches is None:
         keep_batches = setting.limit_bytes is None or not device.measures_host_memory
-    if workload.compile and device.type == "cpu" and first_step is not None:
+    if workload.compile and device.type == "cpu" and warm_up is not None:
         training = Training.start(workload, device.torch_device, phase, keep_batches=keep_batches)
-        run_step(training, Strategy.ACCUMULATION, first_step)
+        run_step(training, Strategy.ACCUMULATION, warm_up.steps[0])
+        if warm_up.evaluations:
+            evaluate(training, warm_up.evaluations[:1], device.synchronize)
         device.open(setting.limit_bytes, live_bytes=_bytes_of(_tensors_of(training)))
         return training
     # A live model's gradients are not training's: zero_grad lets go of them before the first byte.

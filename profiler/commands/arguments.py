@@ -92,6 +92,8 @@ def options(
     multiple_of: int = 1,
     soak: int | None = None,
     verification_timeout: float = VERIFICATION_SECONDS,
+    train: bool = False,
+    evaluate: bool = False,
 ) -> Options:
     """What was typed as `Options`: first what every subcommand has that trains, then what probe alone has.
 
@@ -100,6 +102,8 @@ def options(
     if precision is not None and precision not in PRECISIONS:
         raise UsageError(f"precision {precision!r} is unknown: use one of {', '.join(PRECISIONS)}.")
     return Options(
+        train=train or not evaluate,
+        evaluate=evaluate,
         effective_batch_size=effective_batch,
         device=device,
         memory_limit=memory_limit,

@@ -13,8 +13,16 @@ from profiler.commands.check_tables import verdict_line
 from profiler.commands.console import errors, handled, output
 from profiler.commands.progress import Progress
 from profiler.commands.recording import Recording
-from profiler.commands.tables import comparison_table, finding_lines, plan_lines, print_lines, sizes_table
+from profiler.commands.tables import (
+    comparison_table,
+    evaluation_table,
+    finding_lines,
+    plan_lines,
+    print_lines,
+    sizes_table,
+)
 from profiler.errors import NothingFits
+from profiler.finder import NOTHING_FITS_IN_EVALUATION
 from profiler.options import DEFAULT_HEADROOM
 from profiler.prober import TRIAL_SECONDS, VERIFICATION_SECONDS
 from profiler.report import Report
@@ -23,6 +31,17 @@ from profiler.report import Report
 def probe(
     target: arguments.Target = arguments.DEFAULT_TARGET,
     *,
+    train: Annotated[
+        bool, typer.Option("--train", help="Find the largest micro-batch for training: the default without --eval.")
+    ] = False,
+    evaluate: Annotated[
+        bool,
+        typer.Option(
+            "--eval",
+            help="Find the largest batch for evaluation: model.eval(), no gradients, beside the optimizer's state and the last "
+            "step's gradients. Alone, or with --train.",
+        ),
+    ] = False,
     effective_batch: Annotated[
         int | None, typer.Option(help="Samples per optimizer step over all replicas. Without it there is no plan.")
     ] = None,
@@ -66,6 +85,8 @@ def probe(
     """Find the largest micro-batch that fits, the fastest one, and the accumulation plan for an effective batch."""
     with handled():
         options = arguments.options(
+            train=train,
+            evaluate=evaluate,
             effective_batch=effective_batch,
             device=device,
             memory_limit=memory_limit,
@@ -91,8 +112,11 @@ def probe(
             report = run_probe(target, options, comparison=comparison, check=check, observe=recording.also(progress))
             files = recording.finish(report)
         _print(report, target, files, as_json=as_json)
-        if report.finding.largest_fit == 0 or (effective_batch is not None and report.plan is None):
+        trained, evaluated = report.finding, report.evaluation
+        if trained is not None and (trained.largest_fit == 0 or (effective_batch is not None and report.plan is None)):
             raise NothingFits(report.notes[-1])
+        if evaluated is not None and evaluated.largest_fit == 0:
+            raise NothingFits(next(note for note in report.notes if note.startswith(NOTHING_FITS_IN_EVALUATION)))
 
 
 def _print(report: Report, target: str, files: list[Path], *, as_json: bool) -> None:
@@ -102,8 +126,12 @@ def _print(report: Report, target: str, files: list[Path], *, as_json: bool) -> 
         print(json.dumps(to_json_document(report, files), indent=2))
         return
     console = output()
-    sizes_table(report).print(console)
-    print_lines(console, finding_lines(report))
+    if report.finding is not None:
+        sizes_table(report).print(console)
+        print_lines(console, finding_lines(report.finding))
+    if report.evaluation is not None:
+        evaluation_table(report).print(console)
+        print_lines(console, finding_lines(report.evaluation))
     if report.plan is not None:
         console.print()
         print_lines(console, plan_lines(report.plan, report.run, report.soak))

@@ -13,7 +13,7 @@ from rich.text import Text
 from profiler.commands.soak_lines import soak_summary
 from profiler.commands.tables import format_rate
 from profiler.events import Began, Checked, Compared, Event, Found, Noted, Planned, SizeTried, SoakEnded, Started, Timed
-from profiler.outcomes import Trial
+from profiler.outcomes import Purpose, Trial
 from profiler.units import format_bytes, format_seconds
 
 
@@ -58,11 +58,13 @@ def describe(event: Event, capacity_bytes: int) -> str | None:
         case Began(run=run):
             return f"{run.workload} on {run.device}: {format_bytes(run.capacity_bytes)} may be used"
         case SizeTried(trial=trial):
-            return f"  size {trial.micro_batch_size:>6}  {_outcome(trial, capacity_bytes)}  {trial.why}"
+            word = "eval" if trial.purpose is Purpose.EVALUATION else "size"
+            return f"  {word} {trial.micro_batch_size:>6}  {_outcome(trial, capacity_bytes)}  {trial.why}"
         case Found(finding=finding, trials=trials, seconds=seconds):
             verb = "cannot be run" if finding.limited_by == "refusal" else "does not"
             end = "the ceiling fits" if finding.smallest_misfit is None else f"{finding.smallest_misfit} {verb}"
-            return f"  largest that fits: {finding.largest_fit} ({end}); {trials} trials in {format_seconds(seconds)}"
+            what = "largest that fits" + (" in evaluation" if finding.purpose is Purpose.EVALUATION else "")
+            return f"  {what}: {finding.largest_fit} ({end}); {trials} trials in {format_seconds(seconds)}"
         case Timed(throughput=timed):
             rate = f"{format_rate(timed.samples_per_second)} samples/s"
             return f"  time {timed.micro_batch_size:>6}  {rate}, spread {timed.spread:.0%}"

@@ -11,7 +11,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from profiler.commands.soak_lines import soak_lines
-from profiler.outcomes import Refused, Strategy, Throughput, Trial
+from profiler.outcomes import Finding, Purpose, Refused, Strategy, Throughput, Trial
 from profiler.plan import AccumulationPlan
 from profiler.report import Report, RunInfo
 from profiler.soak import Soak
@@ -43,6 +43,7 @@ class Table:
 
 def sizes_table(report: Report) -> Table:
     """A row a micro-batch size: outcome, peak and its share of the capacity, throughput, energy where it is known."""
+    assert report.finding is not None, "a report without training has no micro-batch sizes"
     timed = {throughput.micro_batch_size: throughput for throughput in report.throughput}
     energy = any(throughput.joules_per_sample is not None for throughput in report.throughput)
     rows = [
@@ -56,6 +57,21 @@ def sizes_table(report: Report) -> Table:
     ]
     columns = ("micro-batch", "outcome", "peak", "of capacity", "samples/s", "spread", *(("energy/sample",) * energy))
     return Table(title=f"{report.run.workload} on {report.run.device}", columns=columns, rows=tuple(rows))
+
+
+def evaluation_table(report: Report) -> Table:
+    """A row a batch size of evaluation: outcome, peak and its share of the capacity."""
+    assert report.evaluation is not None, "a report without evaluation has no such sizes"
+    rows = [
+        (
+            str(trial.micro_batch_size),
+            trial.outcome.label.replace("_", " "),
+            *_peak(trial, report.run.capacity_bytes),
+        )
+        for trial in sorted(report.evaluation.trials, key=lambda trial: trial.micro_batch_size)
+    ]
+    title = f"{report.run.workload} on {report.run.device}, evaluation"
+    return Table(title=title, columns=("batch", "outcome", "peak", "of capacity"), rows=tuple(rows))
 
 
 def comparison_table(trials: Sequence[Trial], capacity_bytes: int) -> Table:
@@ -72,30 +88,31 @@ def comparison_table(trials: Sequence[Trial], capacity_bytes: int) -> Table:
     )
 
 
-def finding_lines(report: Report) -> Iterable[str]:
+def finding_lines(finding: Finding) -> Iterable[str]:
     """What was found, in sentences."""
-    finding = report.finding
-    capacity = format_bytes(report.run.capacity_bytes)
+    capacity = format_bytes(finding.capacity_bytes)
+    training = finding.purpose is Purpose.TRAINING
+    batch = "micro-batch" if training else "batch for evaluation"
     if finding.largest_fit == 0:
         return
     misfit = finding.trial_of(finding.smallest_misfit) if finding.smallest_misfit is not None else None
     if misfit is not None and isinstance(misfit.outcome, Refused):
         yield (
-            f"Largest micro-batch that runs: {finding.largest_fit}, and it fits in {capacity}; {misfit.micro_batch_size} cannot "
+            f"Largest {batch} that runs: {finding.largest_fit}, and it fits in {capacity}; {misfit.micro_batch_size} cannot "
             f"be run, and not for memory: {misfit.outcome.message}"
         )
     elif finding.smallest_misfit is None:
-        yield f"Largest micro-batch tried: {finding.largest_fit}, the ceiling; it fits in {capacity}."
+        yield f"Largest {batch} tried: {finding.largest_fit}, the ceiling; it fits in {capacity}."
     else:
         yield (
-            f"Largest micro-batch that fits in {capacity}: {finding.largest_fit}; {finding.smallest_misfit} runs out of "
+            f"Largest {batch} that fits in {capacity}: {finding.largest_fit}; {finding.smallest_misfit} runs out of "
             "memory. Both were run."
         )
     largest = finding.trial_of(finding.largest_fit)
     if largest is not None and largest.outcome.label == "fits_after_retry":
         yield (
-            f"{finding.largest_fit} fits only after the allocator gave its cache back and tried again; a plan takes sizes "
-            "that do without."
+            f"{finding.largest_fit} fits only after the allocator gave its cache back and tried again"
+            + ("; a plan takes sizes that do without." if training else ".")
         )
 
 

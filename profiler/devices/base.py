@@ -60,7 +60,7 @@ class Device(ABC):
     """A place to train on, used from inside the process that trains.
 
     The order is: `settle`, then the workload is loaded, `open` with a limit, then the model is built and trained,
-    with `charge_loaded` after its first step, `read_peaks`, and `close`. Methods other than the properties may need torch and a driver,
+    with `charge_loaded` after its first step and its first evaluation, `read_peaks`, and `close`. Methods other than the properties may need torch and a driver,
     so they run in a worker; constructing a device touches no hardware.
     """
 
@@ -118,7 +118,7 @@ class Device(ABC):
 
     @abstractmethod
     def charge_loaded(self) -> None:
-        """Charge to the budget what the first step has loaded outside of the framework's allocator (kernels)."""
+        """Charge to the budget what a first step, or evaluation, has loaded outside of the framework's allocator (kernels)."""
 
     @abstractmethod
     def read_peaks(self) -> Peaks:

@@ -165,7 +165,8 @@ class CudaDevice(Device):
         self._overhead_bytes = max(self._overhead_bytes, self._overhead_now())
         allocated, reserved = _peaks_of(self._stats())
         room = self._capacity_bytes - self._overhead_bytes
-        self._first_step_peaks = allocated, max(allocated, min(reserved, room))
+        before = self._first_step_peaks
+        self._first_step_peaks = max(before[0], allocated), max(before[1], allocated, min(reserved, room))
         self._enforce(self._capacity_bytes)
         torch.cuda.reset_peak_memory_stats(self._index)
 

@@ -29,20 +29,25 @@ DOTS_PER_INCH = 150
 
 
 def save_figures(results: Report | Records, folder: Path) -> list[Path]:
-    """Writes memory.png, throughput.png, summed_loss.png, soak.png and the CSV behind each into `folder`; the paths written.
+    """Writes memory, evaluation, throughput, summed_loss and soak (.png and the CSV behind each) into `folder`; the paths.
 
-    A figure that has nothing to show is left out, with its CSV: memory where no size fitted or only one was tried and
-    not searched for, throughput without a timing, summed loss without a comparison, a soak without a step that ended.
+    A figure that has nothing to show is left out, with its CSV: memory and evaluation where no size fitted or only one was
+    tried and not searched for, throughput without a timing, summed loss without a comparison, a soak without a step that
+    ended.
     Raises UsageError where a file cannot be written.
     """
     records = records_of(results)
     chosen = records.plan.micro_batch_sizes[0] if records.plan else None
     capacity, headroom = records.run.capacity_bytes, records.run.headroom
     paths = []
-    if any(trial.fits for trial in records.trials) and (records.finding or len(records.trials) > 1):
+    if _shows_memory(records):
         frame, (figure, ax) = trials_frame(records), _figure()
         plot_memory(ax, frame, capacity_bytes=capacity, headroom=headroom, chosen=chosen)
         paths += _save(figure, frame, folder / "memory")
+    if _shows_memory(records.of_evaluation):
+        frame, (figure, ax) = trials_frame(records.of_evaluation), _figure()
+        plot_memory(ax, frame, capacity_bytes=capacity, headroom=0, size="batch size in evaluation")
+        paths += _save(figure, frame, folder / "evaluation")
     if records.throughput:
         frame, (figure, ax) = throughput_frame(records), _figure()
         plot_throughput(ax, frame, chosen=chosen)
@@ -56,6 +61,10 @@ def save_figures(results: Report | Records, folder: Path) -> list[Path]:
         plot_soak(ax, frame, capacity_bytes=capacity, failed=not records.soak.passed)
         paths += _save(figure, frame, folder / "soak")
     return paths
+
+
+def _shows_memory(records: Records) -> bool:
+    return any(trial.fits for trial in records.trials) and bool(records.finding or len(records.trials) > 1)
 
 
 def _figure() -> tuple[Figure, Axes]:

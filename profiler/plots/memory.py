@@ -1,4 +1,4 @@
-"""Peak memory against micro-batch size: what fits, what does not, and what one more sample costs."""
+"""Peak memory against the size of a micro-batch, or of a batch of evaluation: what fits, what does not, and what one more sample costs."""
 
 from __future__ import annotations
 
@@ -14,9 +14,18 @@ from profiler.units import format_bytes
 MARGIN = 1.15
 
 
-def plot_memory(ax: Axes, frame: Frame, *, capacity_bytes: int, headroom: float, chosen: int | None = None) -> None:
+def plot_memory(
+    ax: Axes,
+    frame: Frame,
+    *,
+    capacity_bytes: int,
+    headroom: float,
+    chosen: int | None = None,
+    size: str = "micro-batch size",
+) -> None:
     """Draws `trials_frame`, of which at least one row must have fitted; `chosen` is the plan's micro-batch size.
 
+    headroom: the share of the capacity that a plan leaves; 0 where there is no plan to be. size: names the lower axis.
     What failed lies in the strip above the capacity, where height means nothing; the label counts what lies
     beyond the axis. The grey line is the frame's `line_bytes`. Hollow points fitted only after allocator retries.
     """
@@ -28,7 +37,7 @@ def plot_memory(ax: Axes, frame: Frame, *, capacity_bytes: int, headroom: float,
     peaks = dict([*clean, *retried])
     largest, highest = max(peaks), max(peaks.values())
 
-    _size_axis(ax, largest, misfits)
+    _size_axis(ax, largest, misfits, size)
     heights = axes.memory_axis(ax, highest, capacity_bytes, rows=1 if misfits else 0)
     crosses = [(size, heights[0]) for size in misfits]
     tail = "(larger ones cannot be run)" if misfits else "(no larger size was tried)"
@@ -48,7 +57,7 @@ def plot_memory(ax: Axes, frame: Frame, *, capacity_bytes: int, headroom: float,
     place_labels(ax, labels, fontsize=axes.FONT_POINTS)
 
 
-def _size_axis(ax: Axes, largest: float, misfits: list[float]) -> None:
+def _size_axis(ax: Axes, largest: float, misfits: list[float], name: str) -> None:
     """A linear axis, on which memory is a line, up to a little beyond the edge."""
     edge = next((size for size in misfits if size > largest), largest)
     right = max(MARGIN * edge, largest + 1)
@@ -56,7 +65,7 @@ def _size_axis(ax: Axes, largest: float, misfits: list[float]) -> None:
     ax.set_xlim(-0.02 * right, right)
     ax.xaxis.set_major_locator(axes.linear_ticks(integer=True))
     ax.xaxis.set_major_formatter("{x:,.0f}")
-    ax.set_xlabel("micro-batch size (samples)")
+    ax.set_xlabel(f"{name} (samples)")
 
 
 def _edge_label(ax: Axes, crosses: list[Point], why: str) -> list[Label]:

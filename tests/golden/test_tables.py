@@ -7,14 +7,22 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 from sample_checks import equal_check, unequal_check
-from sample_records import SHAPES, fast_small, gpu, nothing_fits, resnet
+from sample_records import SHAPES, evaluated, evaluated_alone, fast_small, gpu, nothing_fits, resnet
 from sample_soaks import on_a_gpu, on_the_cpu, out_of_memory
 
 from profiler.commands.devices import devices_table
 from profiler.commands.progress import describe
-from profiler.commands.tables import comparison_table, finding_lines, plan_lines, print_lines, sizes_table
+from profiler.commands.tables import (
+    comparison_table,
+    evaluation_table,
+    finding_lines,
+    plan_lines,
+    print_lines,
+    sizes_table,
+)
 from profiler.devices import DeviceFacts, Surveyed
 from profiler.events import Began, Checked, Compared, Event, Found, Noted, Planned, SizeTried, SoakEnded, Started, Timed
+from profiler.outcomes import Finding
 from profiler.plan import AccumulationPlan
 from profiler.records import Records
 from profiler.report import Report
@@ -35,14 +43,19 @@ def printed(to: Console) -> str:
 
 
 def report_of(records: Records) -> Report:
-    assert records.finding is not None
     return Report(
         run=records.run,
         finding=records.finding,
+        evaluation=records.evaluation,
         throughput=records.throughput,
         comparison=records.comparison,
         plan=records.plan,
     )
+
+
+def found(records: Records) -> Finding:
+    assert records.finding is not None
+    return records.finding
 
 
 def lines(of: Iterable[str]) -> str:
@@ -74,7 +87,17 @@ def test_comparison(name: str, golden: Callable[[str], None]) -> None:
 
 
 def test_what_was_found(golden: Callable[[str], None]) -> None:
-    golden("".join(f"{name}: {lines(finding_lines(report_of(make())))}\n" for name, make in ALL.items()))
+    golden("".join(f"{name}: {lines(finding_lines(found(make())))}\n" for name, make in ALL.items()))
+
+
+def test_what_was_found_for_evaluation(golden: Callable[[str], None]) -> None:
+    shapes = {"edge": evaluated(), "ceiling": evaluated_alone()}
+    to = console()
+    for name, records in shapes.items():
+        assert records.evaluation is not None
+        evaluation_table(report_of(records)).print(to)
+        print_lines(to, (f"{name}: {line}" for line in finding_lines(records.evaluation)))
+    golden(printed(to))
 
 
 PLANS = {
@@ -169,6 +192,17 @@ def events(records: Records) -> list[Event]:
         *([Planned(plan=records.plan)] if records.plan else []),
         *(Compared(trial=trial) for trial in records.comparison),
     ]
+
+
+def test_progress_of_evaluation(golden: Callable[[str], None]) -> None:
+    records = evaluated()
+    assert records.evaluation is not None
+    happened: list[Event] = [
+        *(SizeTried(trial=trial) for trial in records.evaluations),
+        Found(finding=records.evaluation, trials=6, seconds=12.5),
+    ]
+    told = [describe(event, records.run.capacity_bytes) for event in happened]
+    golden(lines(line for line in told if line is not None))
 
 
 @pytest.mark.parametrize("name", ["resnet", "gpu", "ceiling", "nothing_fits"])

@@ -350,6 +350,7 @@ def test_a_ceiling_is_tried_and_is_the_answer(
     kept_servers: None, ceiling: int | Literal["target"], replicas: int, largest: int
 ) -> None:
     report = probed(even(), effective_batch_size=2, data_parallel_size=replicas, ceiling=ceiling)
+    assert report.finding is not None
     tried = report.finding.trial_of(largest)
 
     assert (report.finding.largest_fit, report.finding.smallest_misfit) == (largest, None)
@@ -678,6 +679,7 @@ def test_a_target_is_named_as_on_the_command_line(kept_servers: None, folder: Pa
     report = probed("train.py:workload", ceiling=2)
 
     assert report.run.workload == "mine"
+    assert report.finding is not None
     assert report.finding.largest_fit == 2
     assert {entry.name for entry in folder.iterdir()} - {"__pycache__"} == {"train.py"}
 

@@ -21,6 +21,7 @@ from process.commands import (
 from profiler.run_folder import FILES
 
 SMALL = ("train.py:workload", "--device", "cpu", "--memory-limit", "8MiB")
+TRAINING_FILES = {name for name in FILES if not name.startswith("evaluation")}
 SHORT = ("--ceiling", "3", "--no-compare")
 
 COMMANDS = {
@@ -33,6 +34,11 @@ COMMANDS = {
     "without room": (
         *("probe", "train.py:heavy", "--device", "cpu", "--memory-limit", "4MiB", "--effective-batch", "8"),
         *("--json", "--output", "run"),
+    ),
+    "evaluation": ("probe", *SMALL, "--eval", "--json", "--output", "run"),
+    "both": ("probe", *SMALL, *SHORT, "--train", "--eval", "--no-check"),
+    "evaluation without room": (
+        *("probe", "train.py:heavy", "--device", "cpu", "--memory-limit", "4MiB", "--eval", "--output", "run"),
     ),
     "compare": ("compare", *SMALL, "--micro-batch", "8", "--most-steps", "4", "--output", "run"),
     "devices": ("devices",),
@@ -65,6 +71,7 @@ PLAN = {
     "equivalence": str,
     "reason": str,
 }
+SEARCH_OF = {"largest_fit": int, "smallest_misfit": int, "limited_by": str}
 SEARCH = {"trials": int, "seconds": float, "out_of_memory": int}
 DOCUMENT = {
     "schema": int,
@@ -194,7 +201,7 @@ def test_every_file_that_is_listed_exists_and_every_file_is_listed(runs: Runs, d
     listed = [folder / path for path in document["files"]]
     assert all(path.stat().st_size > 0 for path in listed)
     assert set(listed) == set((folder / "run").iterdir())
-    assert {path.name for path in listed} == set(FILES)
+    assert {path.name for path in listed} == TRAINING_FILES
     assert json.loads((folder / "run" / "plan.json").read_text())["plan"] == document["plan"]
     assert (folder / "run" / "command.txt").read_text() == f"microbatch {' '.join(COMMANDS['full'])}\n"
 
@@ -301,7 +308,7 @@ def test_plot_draws_again_what_was_lost(runs: Runs, document: dict[str, Any]) ->
             path.unlink()
     ran = microbatch("plot", "run", folder=folder)
     assert ran.status == 0, ran.errors
-    assert {f"run/{name}" for name in FILES} - set(ran.output.splitlines()) == {"run/records.jsonl"}
+    assert {f"run/{name}" for name in TRAINING_FILES} - set(ran.output.splitlines()) == {"run/records.jsonl"}
     assert all((folder / path).stat().st_size > 0 for path in ran.output.splitlines())
     assert (folder / "run" / "memory.csv").read_bytes() == kept
 
@@ -341,3 +348,61 @@ def test_the_command_from_the_repository_and_by_its_path_is_the_same(tmp_path: P
     here, elsewhere = both("plot", os.devnull)
     assert (here.status, here.output, here.errors) == (elsewhere.status, elsewhere.output, elsewhere.errors)
     assert here.status == 2
+
+
+def test_evaluation_alone_finds_its_largest_batch_and_nothing_else(runs: Runs) -> None:
+    document = json.loads(runs["evaluation"].output)
+    found = document["evaluation"]
+    sizes = sizes_of(found)
+
+    assert runs["evaluation"].status == 0, runs["evaluation"].errors
+    assert mistyped(found, {**SEARCH_OF, "trials": list, "search": dict}) == {}
+    assert mistyped(found["search"], SEARCH) == {}
+    assert sizes[found["largest_fit"]] == "fits"
+    assert sizes[found["largest_fit"] + 1] == "out_of_memory"
+    assert (document["largest_fit"], document["trials"], document["throughput"], document["plan"]) == (
+        None,
+        [],
+        [],
+        None,
+    )
+    written = {entry.name for entry in (runs["evaluation"].folder / "run").iterdir()}
+    assert written == {"records.jsonl", "evaluation.png", "evaluation.csv", "command.txt"}
+
+
+def test_both_are_sought_in_one_run_and_told_apart(runs: Runs, document: dict[str, Any]) -> None:
+    both = runs["both"]
+
+    assert both.status == 0, both.errors
+    assert "Largest micro-batch tried: 3, the ceiling; it fits in 8 MiB." in both.output
+    assert "Largest batch for evaluation tried: 3, the ceiling; it fits in 8 MiB." in both.output
+    assert re.search(r"^  size      3  fits", both.errors, re.MULTILINE)
+    assert re.search(r"^  eval      3  fits", both.errors, re.MULTILINE)
+    assert document["evaluation"] is None
+
+
+def test_where_no_evaluation_fits_it_exits_with_3_and_says_what_one_needs(runs: Runs) -> None:
+    ran = runs["evaluation without room"]
+
+    assert ran.status == 3, ran.errors
+    assert re.match(
+        r"error: nothing fits in evaluation: size 1 needs about .* MiB, the limit is 4 MiB\.",
+        ran.errors.splitlines()[-1],
+    )
+
+
+def test_the_figure_of_evaluation_is_drawn_again_from_its_records(runs: Runs, tmp_path: Path) -> None:
+    shutil.copy(runs["evaluation"].folder / "run" / "records.jsonl", tmp_path)
+    redrawn = microbatch("plot", str(tmp_path), folder=tmp_path)
+
+    assert redrawn.status == 0, redrawn.errors
+    for name in ("evaluation.csv", "evaluation.png"):
+        assert (tmp_path / name).read_bytes() == (runs["evaluation"].folder / "run" / name).read_bytes()
+
+
+def test_an_effective_batch_for_evaluation_alone_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    ran = microbatch("probe", "digits-cnn", "--eval", "--effective-batch", "8", folder=tmp_path)
+
+    assert ran.status == 2
+    assert "ask for both (--train --eval), or leave the effective batch out." in ran.errors
+    assert list(tmp_path.iterdir()) == []

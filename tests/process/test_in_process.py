@@ -489,6 +489,7 @@ def test_a_whole_probe_in_this_process_leaves_it_as_it_was() -> None:
     options = Options(effective_batch_size=4, device="cpu", memory_limit=LIMIT, isolation="none", ceiling="target")
     report = probe(lived.workload(), options)
 
+    assert report.finding is not None
     assert report.finding.largest_fit == 4
     assert report.plan is not None
     assert (sum(report.plan.micro_batch_sizes), report.plan.verified_steps) == (4, 5)

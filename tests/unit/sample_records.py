@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from sample_soaks import ended_at_once, on_a_gpu, on_the_cpu, out_of_memory
 
-from profiler.outcomes import Finding, Fits, OutOfMemory, Strategy, Throughput, Trial
+from profiler.outcomes import Finding, Fits, OutOfMemory, Purpose, Strategy, Throughput, Trial
 from profiler.plan import AccumulationPlan
 from profiler.records import Records
 from profiler.report import RunInfo
@@ -232,6 +232,31 @@ def chosen_is_largest() -> Records:
         ceiling=True,
         half_speed_at=60,
     )
+
+
+def with_evaluation(records: Records, curve: Curve, sizes: Sequence[int], *, ceiling: bool = False) -> Records:
+    """The run that also tried batches of evaluation, of which n samples take curve(n) bytes."""
+    found = records_like(curve, sizes, capacity=records.run.capacity_bytes, ceiling=ceiling).finding
+    assert found is not None
+    trials = tuple(replace(trial, purpose=Purpose.EVALUATION) for trial in found.trials)
+    return replace(
+        records,
+        evaluations=trials,
+        evaluation=replace(found, trials=trials, purpose=Purpose.EVALUATION),
+        evaluation_search_seconds=9.5,
+        evaluation_search_trials=len(trials),
+    )
+
+
+def evaluated() -> Records:
+    """212 samples fit in training, and 2,441 in evaluation."""
+    return with_evaluation(resnet(), lambda n: 4.0 * MIB + 0.2081 * MIB * n, (1, 4, 16, 64, 1024, 2441, 2442))
+
+
+def evaluated_alone() -> Records:
+    """A run that never looked for a micro-batch, and ended at a ceiling."""
+    run = replace(no_plan().run, effective_batch_size=None)
+    return with_evaluation(Records(run=run), lambda n: 30.0 * MIB + 0.05 * MIB * n, (1, 4, 16, 64), ceiling=True)
 
 
 SHAPES: dict[str, Callable[[], Records]] = {

@@ -231,6 +231,22 @@ def test_the_peak_is_the_larger_of_the_first_step_s_and_the_others(card: Card) -
     assert (peaks.allocated_bytes, peaks.reserved_bytes) == (2 * GIB, 2 * GIB)
 
 
+def test_kernels_of_evaluation_are_charged_too_and_the_first_step_s_peak_is_kept(card: Card) -> None:
+    device = settled()
+    device.open(4 * GIB)
+    card.allocate(2 * GIB)
+    device.charge_loaded()
+    card.free()
+    card.empty_cache()
+    card.allocate(GIB)
+    card.outside += KERNELS
+    device.charge_loaded()
+    peaks = device.read_peaks()
+
+    assert card.allowed == 4 * GIB - CONTEXT - KERNELS
+    assert (peaks.allocated_bytes, peaks.reserved_bytes) == (2 * GIB, 2 * GIB)
+
+
 def test_peaks_and_retries_begin_with_open(card: Card) -> None:
     device = settled()
     card.allocate(8 * GIB)

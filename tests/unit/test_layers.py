@@ -35,7 +35,7 @@ LAYERS = (
     # Where it is trained, and how.
     ("devices", "switches"),
     ("steps", "replicas"),
-    ("measure", "loop"),
+    ("measure", "loop", "evaluation"),
     ("trial",),
     ("checking", "workers", "soaking"),
     # Trials put together: sizes, then a search over them, then a plan from them.
@@ -56,7 +56,7 @@ PURE = (
 LIBRARIES = {
     "torch": {
         *("batches", "workload", "architectures", "examples"),
-        *("devices", "switches", "steps", "replicas", "loop", "trial", "checking", "workers"),
+        *("devices", "switches", "steps", "evaluation", "replicas", "loop", "trial", "checking", "workers"),
     },
     "pandas": {"records"},
     "matplotlib": {"plots"},
@@ -71,7 +71,7 @@ LIBRARIES = {
 HEAVY_AT_THE_TOP = {
     "torch": {
         *("batches", "workload", "architectures", "examples"),
-        *("steps", "replicas", "loop", "checking", "workers.in_process"),
+        *("steps", "evaluation", "replicas", "loop", "checking", "workers.in_process"),
     },
     "matplotlib": {"plots"},
 }

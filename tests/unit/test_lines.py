@@ -18,7 +18,7 @@ from profiler.lines import (
     to_record,
     trial_entries,
 )
-from profiler.outcomes import Fits, OutOfMemory, Strategy, Throughput, Trial
+from profiler.outcomes import Fits, OutOfMemory, Purpose, Strategy, Throughput, Trial
 from profiler.plan import AccumulationPlan
 
 END = SearchEnd(
@@ -55,6 +55,21 @@ def test_a_trial_of_a_comparison_is_called_one_and_is_a_trial_all_the_same() -> 
     assert record["kind"] == "comparison"
     assert record | {"kind": "trial"} == to_record(TRIAL)
     assert from_record(record) == TRIAL
+
+
+def test_an_evaluation_is_called_one_and_has_no_way_to_a_gradient() -> None:
+    evaluated = replace(TRIAL, purpose=Purpose.EVALUATION)
+    record = to_record(evaluated)
+    trained = to_record(TRIAL) | {"kind": "evaluation"}
+
+    assert record == {name: trained[name] for name in trained if name not in ("strategy", "accumulation_steps")}
+    assert from_record(record) == evaluated
+
+
+def test_the_end_of_a_search_of_evaluation_is_called_so_and_is_an_end_all_the_same() -> None:
+    record = to_record(END, kind="evaluation_finding")
+
+    assert from_record(record) == END
 
 
 def test_a_check_is_written_with_every_way() -> None:

@@ -63,6 +63,15 @@ HEADROOM = "it is a share of the memory, from 0 to below 1, such as 0.05."
             "a soak of 200 steps runs a plan, and there is none without an effective batch: give --effective-batch "
             "(effective_batch_size) too.",
         ),
+        (
+            {"train": False},
+            "neither training nor evaluation is asked for: set train or evaluate to True.",
+        ),
+        (
+            {"train": False, "evaluate": True, "effective_batch_size": 64},
+            "an effective batch of 64 is for a plan of training, and only evaluation is asked for: ask for both (--train "
+            "--eval), or leave the effective batch out.",
+        ),
         ({"isolation": "thread"}, "isolation 'thread' is unknown: use 'process' or 'none'."),
         ({"memory_limit": 0}, "the memory limit is 0 bytes: it must be positive."),
         ({"memory_limit": -1}, "the memory limit is -1 bytes: it must be positive."),
@@ -105,6 +114,8 @@ def test_a_soak_may_take_a_verifications_time_for_every_five_steps(steps: int, s
         {"isolation": "none"},
         {"effective_batch_size": 4, "soak_steps": 1},
         {"memory_limit": 1},
+        {"train": False, "evaluate": True, "ceiling": 64},
+        {"train": True, "evaluate": True, "effective_batch_size": 64},
     ],
 )
 def test_a_value_at_its_bound_is_taken(arguments: dict[str, Any]) -> None:
@@ -119,6 +130,7 @@ def test_what_is_chosen_where_nothing_is_said() -> None:
     assert (options.effective_batch_size, options.device, options.limit_bytes, options.largest_size) == (None,) * 4
     assert (options.headroom, options.data_parallel_size, options.equal) == (DEFAULT_HEADROOM, 1, False)
     assert (options.isolation, options.limits, options.soak_steps) == ("process", Limits(), None)
+    assert (options.train, options.evaluate) == (True, False)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
-from sample_records import SHAPES, nothing_fits, records_like, resnet
+from sample_records import SHAPES, evaluated, evaluated_alone, nothing_fits, records_like, resnet
 
 from profiler.plots import (
     DOTS_PER_INCH,
@@ -370,6 +370,28 @@ def test_figures_are_written_with_the_data_behind_them(tmp_path: Path) -> None:
     ):
         assert (tmp_path / f"{name}.csv").read_text() == frame.to_csv(index=False)
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_evaluation_has_a_figure_of_its_own(tmp_path: Path) -> None:
+    paths, alone = save_figures(evaluated(), tmp_path), tmp_path / "alone"
+    alone.mkdir()
+
+    assert [path.name for path in paths][:4] == ["memory.png", "memory.csv", "evaluation.png", "evaluation.csv"]
+    assert (tmp_path / "evaluation.csv").read_text() == trials_frame(evaluated().of_evaluation).to_csv(index=False)
+    assert (tmp_path / "memory.csv").read_text() == trials_frame(resnet()).to_csv(index=False)
+    assert [path.name for path in save_figures(evaluated_alone(), alone)] == ["evaluation.png", "evaluation.csv"]
+
+
+def test_the_memory_of_evaluation_is_drawn_over_its_own_sizes_and_without_a_plans_headroom() -> None:
+    figure = Figure(figsize=SIZE_INCHES, dpi=DOTS_PER_INCH, layout="constrained")
+    FigureCanvasAgg(figure)
+    ax, frame = figure.add_subplot(), trials_frame(evaluated().of_evaluation)
+    plot_memory(ax, frame, capacity_bytes=512 * MIB, headroom=0, size="batch size in evaluation")
+
+    assert ax.get_title(loc="left") == "2,441 samples fit in 512 MiB"
+    assert ax.get_xlabel() == "batch size in evaluation (samples)"
+    assert {"2,441 fits", "2,442 out of memory", "capacity 512 MiB"} <= {text.get_text() for text in ax.texts}
+    assert not any("headroom" in text.get_text() for text in ax.texts)
 
 
 def test_what_has_nothing_to_show_is_not_written(tmp_path: Path) -> None:

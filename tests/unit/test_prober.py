@@ -13,7 +13,8 @@ from profiler.devices.out_of_memory import Failure
 from profiler.equivalence import Equivalence
 from profiler.errors import MicrobatchError, NothingFits, TrialError, UsageError, WorkloadError
 from profiler.events import Checked, Event, Started
-from profiler.prober import Limits, Prober
+from profiler.outcomes import Fits, Purpose, Trial
+from profiler.prober import Limits, Prober, evaluation_schedule
 from profiler.switches import Switches
 from profiler.targets import TargetSource
 from profiler.trial import Failed, Setting
@@ -180,3 +181,32 @@ def test_a_refusal_in_a_check_is_passed_on() -> None:
         checked(failed(refusal))
 
     assert caught.value is refusal
+
+
+def test_an_evaluation_that_hangs_is_called_one() -> None:
+    with pytest.raises(TrialError, match="the evaluation trial at batch size 7 did not end within 30 s"):
+        prober_of(Answering(TimedOut(seconds=30.0, output="")), []).try_size(7, "a test", Purpose.EVALUATION)
+
+
+def test_an_evaluation_that_crashes_is_called_one() -> None:
+    with pytest.raises(
+        TrialError, match="the worker died in the evaluation trial at batch size 7 with exit status -11"
+    ):
+        prober_of(Answering(Died(exit_status=-11, output="")), []).try_size(7, "a test", Purpose.EVALUATION)
+
+
+def test_a_suspect_evaluation_is_judged_by_a_smaller_evaluation_and_not_by_training() -> None:
+    runner, events = Answering(failed(RuntimeError("could not execute a primitive"), peak_bytes=None)), list[Event]()
+    prober = prober_of(runner, events)
+    fits = Fits(peak_bytes=MIB, seconds=1.0)
+    prober.trials |= {6: Trial(micro_batch_size=6, outcome=fits)}
+    prober.evaluations |= {3: Trial(micro_batch_size=3, outcome=fits, purpose=Purpose.EVALUATION)}
+    with pytest.raises(WorkloadError, match="in the evaluation trial at batch size 7"):
+        prober.try_size(7, "a test", Purpose.EVALUATION)
+
+    schedules = [schedule for _, _, schedule in runner.asked]
+    assert schedules == [evaluation_schedule(7), evaluation_schedule(3)]
+    assert [event.what for event in events if isinstance(event, Started)] == [
+        "evaluation batch size 7",
+        "evaluation batch size 3 again",
+    ]

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from sample_checks import equal_check, unequal_check
-from sample_records import SHAPES, bent, no_plan, nothing_fits, resnet
+from sample_records import SHAPES, bent, evaluated, evaluated_alone, no_plan, nothing_fits, resnet
 from sample_soaks import out_of_memory
 
 from profiler.codec import decode, encode
@@ -22,7 +22,7 @@ from profiler.document import check_document, plan_document, to_json_document
 from profiler.equivalence import Decomposition, Equivalence, Way
 from profiler.errors import UsageError
 from profiler.lines import SearchEnd, Value, from_record, to_record
-from profiler.outcomes import Finding, Fits, OutOfMemory, Refused, Strategy, Throughput, Trial
+from profiler.outcomes import Finding, Fits, OutOfMemory, Purpose, Refused, Strategy, Throughput, Trial
 from profiler.plan import AccumulationPlan
 from profiler.records import (
     Records,
@@ -174,9 +174,14 @@ def soaks_like(again: st.SearchStrategy[Soak | None]) -> st.SearchStrategy[Soak]
 soaks = soaks_like(maybe | soaks_like(maybe))
 
 
+evaluations = st.builds(
+    Trial, micro_batch_size=sizes, outcome=fits | misfits, why=texts, purpose=st.just(Purpose.EVALUATION)
+)
+
+
 @st.composite
-def searches(draw: st.DrawFn) -> Finding:
-    tried = tuple(draw(st.lists(trials, max_size=6)))
+def searches(draw: st.DrawFn, tries: st.SearchStrategy[Trial] = trials) -> Finding:
+    tried = tuple(draw(st.lists(tries, max_size=6)))
     fitting = [trial.micro_batch_size for trial in tried if trial.fits]
     failing = [trial.micro_batch_size for trial in tried if not trial.fits]
     least = min(failing, default=None)
@@ -188,13 +193,15 @@ def searches(draw: st.DrawFn) -> Finding:
         limited_by="memory" if failing else "ceiling",
         capacity_bytes=draw(amounts),
         trials=tried,
+        purpose=tried[0].purpose,
     )
 
 
 reports = st.builds(
     Report,
     run=runs,
-    finding=searches(),
+    finding=maybe | searches(),
+    evaluation=maybe | searches(evaluations),
     throughput=st.lists(timings, max_size=3).map(tuple),
     comparison=st.lists(trials, max_size=4).map(tuple),
     equivalence=maybe | checks,
@@ -202,11 +209,13 @@ reports = st.builds(
     soak=maybe | soaks,
     search_seconds=seconds,
     search_trials=st.integers(0, 99),
+    evaluation_search_seconds=seconds,
+    evaluation_search_trials=st.integers(0, 99),
     notes=st.lists(texts, max_size=2).map(tuple),
 )
 
 
-@given(value=runs | trials | timings | checks | plans() | soaks | texts)
+@given(value=runs | trials | evaluations | timings | checks | plans() | soaks | texts)
 def test_a_value_survives_its_line(value: Value) -> None:
     line = json.dumps(to_record(value), allow_nan=False)
 
@@ -229,9 +238,9 @@ def test_the_json_document_is_json(report: Report) -> None:
     document = to_json_document(report, [Path("a/table.csv")])
 
     assert json.loads(json.dumps(document, allow_nan=False)) == document
-    assert document["search"]["out_of_memory"] == sum(
-        isinstance(trial.outcome, OutOfMemory) for trial in report.finding.trials
-    )
+    trained = report.finding.trials if report.finding else ()
+    assert document["search"]["out_of_memory"] == sum(isinstance(trial.outcome, OutOfMemory) for trial in trained)
+    assert (document["evaluation"] is None) == (report.evaluation is None)
 
 
 def write(path: Path, records: Records) -> Path:
@@ -322,6 +331,49 @@ def test_an_interrupted_run_says_what_it_knows_so_far(written: Path) -> None:
     assert records.notes == ("No search was finished: sizes are bounds from 5 trials, not the answer.",)
     assert (document["largest_fit"], document["limited_by"], document["plan"]) == (212, None, None)
     assert document["search"] == {"trials": None, "seconds": None, "out_of_memory": 1}
+
+
+def test_an_evaluation_has_lines_of_its_own_kinds_and_a_document_of_its_own(tmp_path: Path) -> None:
+    path = write(tmp_path / "records.jsonl", evaluated())
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    own = [line for line in lines if line["kind"] == "evaluation"]
+    (end,) = (line for line in lines if line["kind"] == "evaluation_finding")
+
+    assert read_records(path) == evaluated()
+    assert [line["micro_batch_size"] for line in own] == [1, 4, 16, 64, 1024, 2441, 2442]
+    assert (end["largest_fit"], end["smallest_misfit"], end["search_trials"]) == (2441, 2442, 7)
+    assert all("strategy" not in line and "accumulation_steps" not in line for line in own)
+    document = to_json_document(evaluated())
+    assert document["evaluation"] | {"trials": []} == {
+        "largest_fit": 2441,
+        "smallest_misfit": 2442,
+        "limited_by": "memory",
+        "trials": [],
+        "search": {"trials": 7, "seconds": 9.5, "out_of_memory": 1},
+    }
+    assert [trial["micro_batch_size"] for trial in document["evaluation"]["trials"]][-1] == 2442
+    assert document | {"evaluation": None} == to_json_document(resnet())
+
+
+def test_an_evaluation_alone_has_no_micro_batch_sizes(tmp_path: Path) -> None:
+    records = read_records(write(tmp_path / "records.jsonl", evaluated_alone()))
+    document = to_json_document(records)
+
+    assert records == evaluated_alone()
+    assert (document["largest_fit"], document["limited_by"], document["trials"]) == (None, None, [])
+    assert (document["evaluation"]["largest_fit"], document["evaluation"]["limited_by"]) == (64, "ceiling")
+
+
+def test_an_evaluation_that_was_interrupted_says_what_it_knows_so_far(tmp_path: Path) -> None:
+    path = write(tmp_path / "records.jsonl", evaluated_alone())
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:4]))
+    records = read_records(path)
+    document = to_json_document(records)["evaluation"]
+
+    assert records.notes == (
+        "The search of evaluation was not finished: sizes are bounds from 3 trials, not the answer.",
+    )
+    assert (document["largest_fit"], document["smallest_misfit"], document["limited_by"]) == (16, None, None)
 
 
 def test_a_comparison_alone_is_no_interrupted_search(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sample_records import no_plan, nothing_fits, resnet
+from sample_records import evaluated, evaluated_alone, no_plan, nothing_fits, resnet
 
 from profiler.errors import UsageError
 from profiler.records import Records, RecordWriter, read_records
@@ -34,12 +34,12 @@ def names(folder: Path) -> set[str]:
 
 
 def test_a_run_leaves_every_file_and_says_so(tmp_path: Path) -> None:
-    paths = run_into(tmp_path / "run", resnet())
+    paths = run_into(tmp_path / "run", evaluated())
 
     assert sorted(paths) == sorted(tmp_path / "run" / name for name in FILES)
     assert names(tmp_path / "run") == set(FILES)
     assert (tmp_path / "run" / "command.txt").read_text() == "microbatch probe\n"
-    assert read_records(tmp_path / "run" / "records.jsonl") == resnet()
+    assert read_records(tmp_path / "run" / "records.jsonl") == evaluated()
 
 
 def test_the_plan_file_says_what_to_run_and_where_it_was_found(tmp_path: Path) -> None:
@@ -56,6 +56,7 @@ def test_the_plan_file_says_what_to_run_and_where_it_was_found(tmp_path: Path) -
     [
         (no_plan(), {"records.jsonl", "table.csv", "command.txt", "memory.png", "memory.csv"}),
         (nothing_fits(), {"records.jsonl", "table.csv", "command.txt"}),
+        (evaluated_alone(), {"records.jsonl", "command.txt", "evaluation.png", "evaluation.csv"}),
         (PLAIN, PLAIN_FILES),
         (replace(PLAIN, run=replace(PLAIN.run, command=None)), {"records.jsonl", "table.csv", "plan.json"}),
     ],

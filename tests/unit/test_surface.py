@@ -32,6 +32,7 @@ PUBLIC = [
     "NothingFits",
     "Options",
     "OutOfMemory",
+    "Purpose",
     "Report",
     "Soak",
     "Strategy",
@@ -52,6 +53,8 @@ PUBLIC = [
 FLAGS = {
     "probe": [
         "target",
+        "--train",
+        "--eval",
         "--effective-batch",
         "--device",
         "--memory-limit",
