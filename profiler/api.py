@@ -16,6 +16,8 @@ from profiler.outcomes import Finding, Trial
 from profiler.plan import AccumulationPlan, check_effective_batch
 from profiler.planner import Goal, make_plan, note_spread, time_ladder
 from profiler.prober import Limits, Prober
+from profiler.records import Records
+from profiler.replay import Replay
 from profiler.report import Comparison, Report
 from profiler.units import format_bytes
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 # A probe checks on few samples, split as 3 + 1 and 4 x 1.
 PROBED_SAMPLES = 4
+_NOT_CHECKED = "not checked: "
+_NOT_COMPARED = "the strategies could not be compared: "
 
 
 def find_accumulation_plan(
@@ -74,6 +78,7 @@ def probe(
     *,
     comparison: bool = True,
     check: bool = True,
+    resume: Records | None = None,
     observe: Observer = unobserved,
 ) -> Report:
     """Everything: the largest micro-batch, the curve of memory and throughput, the plan, and the three strategies.
@@ -82,9 +87,14 @@ def probe(
     whole batch on a few samples; a note says why where that fails. Without an effective batch there is no plan.
     Where nothing fits, or no plan exists, the report says so in its last note and its plan is None.
 
-    Raises as `find_accumulation_plan` does, but for NothingFits.
+    resume: what an interrupted probe of the same workload with the same options recorded (`profiler.records.read_records`):
+    it is taken over, nothing of it runs again, and `observe` is told only what is new. The capacity is the recorded one.
+
+    Raises as `find_accumulation_plan` does, but for NothingFits; UsageError also where the records are those of another
+    workload, environment or choice. A live workload is known by its name alone.
     """
     options = options or Options()
+    replay = Replay.of(resume)
     notes: list[str] = []
     searches: list[Found] = []
 
@@ -93,9 +103,10 @@ def probe(
             notes.append(event.text)
         elif isinstance(event, Found):
             searches.append(event)
-        observe(event)
+        if not replay.covers(event):
+            observe(event)
 
-    with open_prober(workload, options, watch) as (prober, run):
+    with open_prober(workload, options, watch, replay=replay) as (prober, run):
         finding = find_largest(prober, ceiling=options.largest_size)
         plan: AccumulationPlan | None = None
         equivalence: Equivalence | None = None
@@ -201,19 +212,28 @@ def _checked(
     size = max(2, min(PROBED_SAMPLES, largest_fit))
     if effective_batch_size is not None and effective_batch_size >= 2:
         size = min(size, effective_batch_size)
+    recorded = prober.replay.note(_NOT_CHECKED)
+    if recorded is not None:
+        observe(Noted(text=recorded))
+        return None
     try:
         return prober.check(size, thorough=False)
     except MicrobatchError as error:
-        observe(Noted(text=f"not checked: {error}"))
+        observe(Noted(text=f"{_NOT_CHECKED}{error}"))
         return None
 
 
 def _compared(prober: Prober, size: int, observe: Observer) -> tuple[Trial, ...]:
     """The comparison's rows; what is found already is not lost where one of its trials crashes or hangs."""
+    recorded = prober.replay.note(_NOT_COMPARED)
+    if recorded is not None:
+        prober.replay.comparison.clear()
+        observe(Noted(text=recorded))
+        return ()
     try:
         return compare(prober, size)
     except TrialError as error:
-        observe(Noted(text=f"the strategies could not be compared: {error}"))
+        observe(Noted(text=f"{_NOT_COMPARED}{error}"))
         return ()
 
 

@@ -42,7 +42,8 @@ def find_largest(prober: Prober, *, ceiling: int | None = None) -> Finding:
         capacity_bytes=prober.capacity_bytes,
         trials=tuple(prober.trials.values()),
     )
-    prober.observe(Found(finding=finding, trials=tried, seconds=time.monotonic() - start))
+    seconds = prober.replay.seconds_of_search(time.monotonic() - start)
+    prober.observe(Found(finding=finding, trials=tried, seconds=seconds))
     return finding
 
 
@@ -59,6 +60,9 @@ def climb(prober: Prober, largest: int) -> None:
 
 def why_nothing_fits(prober: Prober, finding: Finding) -> str:
     """What the smallest size needs, measured without the budget where the device has the room, and what the limit is."""
+    recorded = prober.replay.note("nothing fits: ")
+    if recorded is not None:
+        return recorded
     misfit = finding.trial_of(1)
     assert misfit is not None, "a search in which nothing fits ends at size 1"
     assert isinstance(misfit.outcome, OutOfMemory)

@@ -11,6 +11,8 @@ from profiler.errors import NothingFits, UsageError
 from profiler.events import Checked, Noted, Observer, SizeTried, Started, Timed
 from profiler.judge import FEWER_SAMPLES, Circumstances, first_line, is_suspect, outcome_of
 from profiler.outcomes import Fits, Outcome, OutOfMemory, Strategy, Throughput, Trial
+from profiler.plan import AccumulationPlan
+from profiler.replay import Replay
 from profiler.trial import Completed, Failed, Schedule, Setting, run_schedule, time_size
 from profiler.workers.protocol import Died, TimedOut
 from profiler.workers.runner import Runner
@@ -25,6 +27,7 @@ SHORT_CHECK_TRIALS = 2
 TRIAL_SECONDS = 120.0
 VERIFICATION_SECONDS = 600.0
 SIZING_MICRO_BATCHES = 3
+_UNTIMED = " could not be timed: "
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +49,7 @@ class Prober:
 
     capacity_bytes: what the process may use, in the unit of the device's peaks. timing_setting: the setting for jobs that
     measure time, without the budget where keeping it exactly costs time. compiled: whether the model is compiled.
+    replay: what an interrupted run recorded, which is taken over and not run.
     """
 
     runner: Runner
@@ -57,13 +61,16 @@ class Prober:
     observe: Observer
     trials: dict[int, Trial] = field(default_factory=dict)
     throughputs: dict[int, Throughput] = field(default_factory=dict)
+    replay: Replay = field(default_factory=Replay)
 
     def try_size(self, size: int, why: str) -> Trial:
         """The sizing trial of `size`."""
         if size not in self.trials:
-            self.observe(Started(what=f"micro-batch size {size}", why=why))
-            outcome = self.run(sizing_schedule(size), size)
-            self.trials[size] = Trial(micro_batch_size=size, outcome=outcome, why=why)
+            trial = self.replay.trial(size)
+            if trial is None:
+                self.observe(Started(what=f"micro-batch size {size}", why=why))
+                trial = Trial(micro_batch_size=size, outcome=self.run(sizing_schedule(size), size), why=why)
+            self.trials[size] = trial
             self.observe(SizeTried(trial=self.trials[size]))
         return self.trials[size]
 
@@ -107,6 +114,8 @@ class Prober:
 
     def time_plan(self, sizes: tuple[int, ...], steps: int) -> tuple[float, ...] | None:
         """Seconds of each of `steps` optimizer steps of accumulation over `sizes`; None, with a note, where it fails."""
+        if self._is_known_untimed("the plan"):
+            return None
         self.observe(Started(what=f"the plan's time over {steps} optimizer steps", why="without the sizing allocator"))
         reply = self.runner.time(
             run_schedule,
@@ -120,29 +129,47 @@ class Prober:
         self._note_untimed("the plan", reply)
         return None
 
+    def recorded_plan(self, replicas: tuple[tuple[int, ...], ...]) -> AccumulationPlan | None:
+        """The plan of these sizes that an interrupted run recorded, run and timed; None where it recorded none."""
+        plan = self.replay.plan(replicas)
+        if plan is not None:
+            self._is_known_untimed("the plan")
+        return plan
+
     def time(self, size: int, why: str) -> Throughput | None:
         """The throughput at `size`, measured once; None, with a note, where it cannot be measured."""
         if size not in self.throughputs:
-            self.observe(Started(what=f"timing micro-batch size {size}", why=why))
-            reply: Throughput | Failed | Died | TimedOut = self.runner.time(
-                time_size,
-                self.timing_setting,
-                size,
-                timeout_seconds=TIMING_TRIALS * self.limits.trial_seconds,
-                fresh=self.compiled,
-            )
+            what = f"micro-batch size {size}"
+            if self._is_known_untimed(what):
+                return None
+            reply = self.replay.timing(size) or self._time(size, why)
             if not isinstance(reply, Throughput):
-                self._note_untimed(f"micro-batch size {size}", reply)
+                self._note_untimed(what, reply)
                 return None
             self.throughputs[size] = reply
             self.observe(Timed(throughput=reply))
         return self.throughputs[size]
+
+    def _time(self, size: int, why: str) -> Throughput | Failed | Died | TimedOut:
+        self.observe(Started(what=f"timing micro-batch size {size}", why=why))
+        reply: Throughput | Failed | Died | TimedOut = self.runner.time(
+            time_size,
+            self.timing_setting,
+            size,
+            timeout_seconds=TIMING_TRIALS * self.limits.trial_seconds,
+            fresh=self.compiled,
+        )
+        return reply
 
     def check(self, batch_size: int, *, thorough: bool) -> Equivalence:
         """Whether accumulation over parts of `batch_size` samples equals the whole batch; thorough: in every way.
 
         Raises NothingFits where memory runs out, WorkloadError for a bug, TrialError for a crash or a hang.
         """
+        recorded = self.replay.check(batch_size)
+        if recorded is not None:
+            self.observe(Checked(equivalence=recorded))
+            return recorded
         why = "whether accumulation equals the whole batch"
         self.observe(Started(what=f"the check with {batch_size} samples", why=why))
         # The CPU's budget stands for a smaller machine's memory, and memory is not the question.
@@ -179,7 +206,13 @@ class Prober:
         ]
 
     def _note_untimed(self, what: str, reply: Failed | Died | TimedOut) -> None:
-        self.observe(Noted(text=f"{what} could not be timed: {first_line(reply)}."))
+        self.observe(Noted(text=f"{what}{_UNTIMED}{first_line(reply)}."))
+
+    def _is_known_untimed(self, what: str) -> bool:
+        recorded = self.replay.note(f"{what}{_UNTIMED}")
+        if recorded is not None:
+            self.observe(Noted(text=recorded))
+        return recorded is not None
 
     def _circumstances(
         self, size: int, predicted_bytes: int | None, reply: Completed | Failed | Died | TimedOut

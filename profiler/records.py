@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 from profiler.curve import line_through_last
 from profiler.equivalence import Equivalence
 from profiler.errors import UsageError
-from profiler.files import explained
+from profiler.files import explained, lock
 from profiler.lines import SearchEnd, Value, from_record, search_end, throughput_entries, to_record, trial_entries
 from profiler.outcomes import Finding, Fits, Throughput, Trial
 from profiler.plan import AccumulationPlan
@@ -89,8 +89,8 @@ def records_of(results: Report | Records) -> Records:
 class RecordWriter:
     """Appends a line to a records file as each thing happens; the line is in the file when the call returns.
 
-    Raises UsageError where the file cannot be opened (a link is not followed) or written (a full disk). The first line
-    must be the run.
+    Raises UsageError where the file cannot be opened (a link is not followed) or written (a full disk), or another writer
+    has it. The first line must be the run.
     """
 
     def __init__(self, path: Path) -> None:
@@ -98,6 +98,11 @@ class RecordWriter:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
         with explained(f"{path} cannot be written"):
             self._file = os.fdopen(os.open(path, flags, 0o666), "ab", buffering=0)
+        if not lock(self._file.fileno()):
+            self._file.close()
+            raise UsageError(
+                f"{path} is being written by a run that has not ended: wait for its end, or name another folder."
+            )
 
     def append(self, value: Value, *, kind: str | None = None) -> None:
         """Writes one value; a note is its text, and a trial of a comparison is called so with `kind="comparison"`."""

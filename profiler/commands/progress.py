@@ -11,7 +11,19 @@ from rich.status import Status
 from rich.text import Text
 
 from profiler.commands.tables import format_rate
-from profiler.events import Began, Checked, Compared, Event, Found, Noted, Planned, SizeTried, Started, Timed
+from profiler.events import (
+    Began,
+    Checked,
+    Compared,
+    Event,
+    Found,
+    Noted,
+    Planned,
+    Resumed,
+    SizeTried,
+    Started,
+    Timed,
+)
 from profiler.outcomes import Trial
 from profiler.units import format_bytes, format_seconds
 
@@ -73,8 +85,9 @@ def describe(event: Event, capacity_bytes: int) -> str | None:
             return f"  plan  {plan.reason}"
         case Noted(text=text):
             return f"  note  {text}"
-        case Started():
-            return None
+        case Resumed(trials=trials, timings=timings, compared=compared):
+            return f"  went on from {trials} trials, {timings} timings and {compared} trials of strategies"
+    return None
 
 
 def _outcome(trial: Trial, capacity_bytes: int) -> str:
