@@ -67,7 +67,8 @@ class Replay:
 
     def timing(self, size: int) -> Throughput | None:
         """The recorded throughput at `size`, likewise."""
-        return _first(self.throughput, lambda timed: timed.micro_batch_size == size)
+        # A report holds them by size, whenever they were measured.
+        return next((timed for timed in self.throughput if timed.micro_batch_size == size), None)
 
     def compared(self, strategy: Strategy, steps: int, size: int) -> Trial | None:
         """The recorded trial of a strategy over `steps` micro-batches of `size`, likewise."""
@@ -108,7 +109,7 @@ class Replay:
             case SizeTried(trial=trial):
                 return _take(self.trials, trial)
             case Timed(throughput=throughput):
-                return _take(self.throughput, throughput)
+                return _remove(self.throughput, throughput)
             case Compared(trial=trial):
                 return _take(self.comparison, trial)
             case Checked(equivalence=equivalence):
@@ -120,9 +121,7 @@ class Replay:
                     raise _unlike(f"{self.ends[0][0]} as the largest size that fits", f"{finding.largest_fit}")
                 return _take(self.ends, _end(finding))
             case Noted(text=text):
-                if text in self.notes:
-                    self.notes.remove(text)
-                    return True
+                return _remove(self.notes, text)
         return False
 
     def _check_empty(self, what: str) -> None:
@@ -147,6 +146,13 @@ def _take(queue: list[T], value: T) -> bool:
         return False
     del queue[0]
     return True
+
+
+def _remove(values: list[T], value: T) -> bool:
+    known = value in values
+    if known:
+        values.remove(value)
+    return known
 
 
 def _end(finding: Finding) -> tuple[int, int | None]:

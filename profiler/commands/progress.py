@@ -86,7 +86,9 @@ def describe(event: Event, capacity_bytes: int) -> str | None:
         case Noted(text=text):
             return f"  note  {text}"
         case Resumed(trials=trials, timings=timings, compared=compared):
-            return f"  went on from {trials} trials, {timings} timings and {compared} trials of strategies"
+            counts = {"trials of sizes": trials, "timings": timings, "trials of strategies": compared}
+            kept = [f"{count} {what}" for what, count in counts.items() if count]
+            return f"  went on from {', '.join(kept) or 'no trial'} on record"
     return None
 
 

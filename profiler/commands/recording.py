@@ -10,7 +10,20 @@ from typing import Self
 from rich.text import Text
 
 from profiler.commands.console import errors
-from profiler.events import Began, Checked, Compared, Event, Found, Noted, Observer, Planned, SizeTried, Timed
+from profiler.events import (
+    Began,
+    Checked,
+    Compared,
+    Event,
+    Found,
+    Noted,
+    Observer,
+    Planned,
+    Resumed,
+    SizeTried,
+    Started,
+    Timed,
+)
 from profiler.records import Records, RecordWriter
 from profiler.report import Report, RunInfo
 from profiler.resuming import Reopened
@@ -87,6 +100,8 @@ class Recording:
                 self._waiting.append(text)
             case SizeTried() if self._writer is None:
                 self._append(self._begin(), event)
+            case Started() | Resumed():
+                pass
             case _ if self._writer is not None:
                 self._append(self._writer, event)
 
