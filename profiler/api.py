@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from profiler.comparison import DEFAULT_MOST_STEPS, check_comparison, compare
@@ -16,6 +16,8 @@ from profiler.outcomes import Finding, Purpose, Trial
 from profiler.plan import AccumulationPlan, check_effective_batch
 from profiler.planner import Goal, make_plan, note_spread, time_ladder
 from profiler.prober import Limits, Prober
+from profiler.records import Records
+from profiler.replay import Replay
 from profiler.report import Comparison, Report
 from profiler.soak import Soak
 from profiler.units import format_bytes
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 # A probe checks on few samples, split as 3 + 1 and 4 x 1.
 PROBED_SAMPLES = 4
+_NOT_CHECKED = "not checked: "
+_NOT_COMPARED = "the strategies could not be compared: "
 
 
 def find_accumulation_plan(
@@ -73,12 +77,39 @@ def find_accumulation_plan(
     return report.plan
 
 
+@dataclass(slots=True, kw_only=True)
+class _Heard:
+    """What a probe's events said that its report says too."""
+
+    notes: list[str] = field(default_factory=list)
+    searches: dict[Purpose, Found] = field(default_factory=dict)
+    soak: Soak | None = None
+
+    def hear(self, event: Event) -> None:
+        """Remember what `event` says."""
+        if isinstance(event, Noted):
+            self.notes.append(event.text)
+        elif isinstance(event, SoakEnded):
+            self.soak = event.soak
+        elif isinstance(event, Found):
+            self.searches[event.finding.purpose] = event
+
+    def seconds(self, purpose: Purpose) -> float:
+        """How long the search for `purpose` took; 0 where there was none."""
+        return self.searches[purpose].seconds if purpose in self.searches else 0.0
+
+    def trials(self, purpose: Purpose) -> int:
+        """How many trials it needed; likewise."""
+        return self.searches[purpose].trials if purpose in self.searches else 0
+
+
 def probe(
     workload: Workload | str,
     options: Options | None = None,
     *,
     comparison: bool = True,
     check: bool = True,
+    resume: Records | None = None,
     observe: Observer = unobserved,
 ) -> Report:
     """Everything: the largest micro-batch, the curve of memory and throughput, the plan, and the three strategies.
@@ -92,23 +123,22 @@ def probe(
     whole batch on a few samples; a note says why where that fails. Without an effective batch there is no plan.
     Where nothing fits, or no plan exists, the report says so in its last note and its plan is None.
 
-    Raises as `find_accumulation_plan` does, but for NothingFits.
+    resume: what an interrupted probe of the same workload with the same options recorded (`profiler.records.read_records`):
+    it is taken over, nothing of it runs again, and `observe` is told only what is new. The capacity is the recorded one.
+
+    Raises as `find_accumulation_plan` does, but for NothingFits; UsageError also where the records are those of another
+    workload, environment or choice. A live workload is known by its name alone.
     """
     options = options or Options()
-    notes: list[str] = []
-    searches: dict[Purpose, Found] = {}
-    soaks: list[Soak] = []
+    replay = Replay.of(resume)
+    heard = _Heard()
 
     def watch(event: Event) -> None:
-        if isinstance(event, Noted):
-            notes.append(event.text)
-        elif isinstance(event, SoakEnded):
-            soaks.append(event.soak)
-        elif isinstance(event, Found):
-            searches[event.finding.purpose] = event
-        observe(event)
+        heard.hear(event)
+        if not replay.covers(event):
+            observe(event)
 
-    with open_prober(workload, options, watch) as (prober, run):
+    with open_prober(workload, options, watch, replay=replay) as (prober, run):
         finding = find_largest(prober, ceiling=options.largest_size) if options.train else None
         evaluation = _evaluated(prober, options, watch) if options.evaluate else None
         plan: AccumulationPlan | None = None
@@ -137,12 +167,12 @@ def probe(
             comparison=rows,
             equivalence=equivalence,
             plan=plan,
-            soak=soaks[-1] if soaks else None,
-            search_seconds=_seconds(searches.get(Purpose.TRAINING)),
-            search_trials=_trials(searches.get(Purpose.TRAINING)),
-            evaluation_search_seconds=_seconds(searches.get(Purpose.EVALUATION)),
-            evaluation_search_trials=_trials(searches.get(Purpose.EVALUATION)),
-            notes=tuple(notes),
+            soak=heard.soak,
+            search_seconds=heard.seconds(Purpose.TRAINING),
+            search_trials=heard.trials(Purpose.TRAINING),
+            evaluation_search_seconds=heard.seconds(Purpose.EVALUATION),
+            evaluation_search_trials=heard.trials(Purpose.EVALUATION),
+            notes=tuple(heard.notes),
         )
 
 
@@ -152,14 +182,6 @@ def _evaluated(prober: Prober, options: Options, observe: Observer) -> Finding:
     if evaluation.largest_fit == 0:
         observe(Noted(text=why_nothing_fits(prober, evaluation)))
     return evaluation
-
-
-def _seconds(found: Found | None) -> float:
-    return found.seconds if found is not None else 0.0
-
-
-def _trials(found: Found | None) -> int:
-    return found.trials if found is not None else 0
 
 
 def compare_strategies(
@@ -236,10 +258,14 @@ def _checked(
     size = max(2 * prober.smallest_size, min(PROBED_SAMPLES, largest_fit))
     if effective_batch_size is not None and effective_batch_size >= 2:
         size = min(size, max(2, effective_batch_size))
+    recorded = prober.replay.note(_NOT_CHECKED)
+    if recorded is not None:
+        observe(Noted(text=recorded))
+        return None
     try:
         return prober.check(size, thorough=False)
     except MicrobatchError as error:
-        observe(Noted(text=f"not checked: {error}"))
+        observe(Noted(text=f"{_NOT_CHECKED}{error}"))
         return None
 
 
@@ -250,10 +276,15 @@ def _some_size(prober: Prober, largest_fit: int) -> int:
 
 def _compared(prober: Prober, size: int, observe: Observer) -> tuple[Trial, ...]:
     """The comparison's rows; what is found already is not lost where one of its trials crashes or hangs."""
+    recorded = prober.replay.note(_NOT_COMPARED)
+    if recorded is not None:
+        prober.replay.comparison.clear()
+        observe(Noted(text=recorded))
+        return ()
     try:
         return compare(prober, size)
     except TrialError as error:
-        observe(Noted(text=f"the strategies could not be compared: {error}"))
+        observe(Noted(text=f"{_NOT_COMPARED}{error}"))
         return ()
 
 

@@ -41,6 +41,10 @@ def compare(prober: Prober, micro_batch_size: int, *, most_steps: int = DEFAULT_
 
 
 def _row(prober: Prober, strategy: Strategy, size: int, steps: int, known: Outcome | None) -> Trial:
+    recorded = prober.replay.compared(strategy, steps, size)
+    if recorded is not None:
+        prober.observe(Compared(trial=recorded))
+        return recorded
     prober.observe(Started(what=f"{strategy.value.replace('_', ' ')}, {steps} × {size}", why="to compare peaks"))
     parts = (size * steps,) if strategy is Strategy.WHOLE_BATCH else (size,) * steps
     # The first step creates the optimizer's state, with a part as large as those to come: libraries keep memory for every

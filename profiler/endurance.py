@@ -22,7 +22,11 @@ def endured(prober: Prober, plan: AccumulationPlan, steps: int, headroom: float)
     """
     sizes = plan.micro_batch_sizes
     takes = f"; some {format_seconds(steps * plan.step_seconds)}" if plan.step_seconds else ""
-    ran = prober.soak(sizes, steps, why=f"on batches as training takes them{takes}")
+    recorded = prober.replay.soak(sizes, steps)
+    if recorded is not None and plan.soaked_steps:  # the plan was recorded too, with what its soak measured
+        prober.observe(SoakEnded(soak=recorded))
+        return plan
+    ran = recorded or prober.soak(sizes, steps, why=f"on batches as training takes them{takes}")
     if isinstance(ran, TimedOut):
         raise NothingFits(
             f"the soak of the plan {in_words(sizes)} did not end its {steps} optimizer steps within "
@@ -43,6 +47,8 @@ def endured(prober: Prober, plan: AccumulationPlan, steps: int, headroom: float)
 
 def _with_remedy(prober: Prober, soak: Soak) -> tuple[Soak, list[str]]:
     """The soak, run again under the device's remedy where it fragmented, and a note that says what that gave."""
+    if soak.again is not None:
+        return soak, [_advice(soak, soak.again.environment or "another setting")]
     environment = open_device(prober.setting.device).defragmenting_environment()
     if not environment or not soak.is_fragmented(prober.capacity_bytes):
         return soak, []

@@ -85,7 +85,16 @@ class Began:
     run: RunInfo
 
 
-Event = Began | Started | SizeTried | Found | Timed | Compared | Checked | Planned | SoakEnded | Noted
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resumed:
+    """What an interrupted probe recorded is taken over: so many trials of sizes, timings, and trials of strategies."""
+
+    trials: int
+    timings: int
+    compared: int
+
+
+Event = Began | Resumed | Started | SizeTried | Found | Timed | Compared | Checked | Planned | SoakEnded | Noted
 Observer = Callable[[Event], None]
 
 

@@ -6,8 +6,15 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 from profiler.errors import UsageError
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows
+    fcntl = None
 
 # While a file is written it carries this ending; what an interruption left under it is nobody's result.
 PART_SUFFIX = ".part"
@@ -28,6 +35,19 @@ def explained(what: str, otherwise: str = "name a folder that you can write to w
     except OSError as error:
         step = _NEXT_STEPS.get(error.errno or 0, otherwise)
         raise UsageError(f"{what}: {error.strerror or error}; {step}.") from error
+
+
+def lock(descriptor: int) -> bool:
+    """Whether this open file is nobody else's until it is closed; taken for true where the system knows no such locks."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # some network file systems have none
+        return True
+    return True
 
 
 def replace_file(path: Path, content: bytes) -> Path:

@@ -52,7 +52,8 @@ def find_largest(prober: Prober, *, ceiling: int | None = None, purpose: Purpose
         trials=tuple(prober.tried(purpose).values()),
         purpose=purpose,
     )
-    prober.observe(Found(finding=finding, trials=tried, seconds=time.monotonic() - start))
+    seconds = prober.replay.seconds_of_search(purpose, time.monotonic() - start)
+    prober.observe(Found(finding=finding, trials=tried, seconds=seconds))
     return finding
 
 
@@ -75,10 +76,15 @@ def _try_smallest(prober: Prober, ceiling: int | None, purpose: Purpose) -> None
     Raises the WorkloadError of the smallest size, with what larger sizes came to where they run.
     """
     size = prober.smallest_size
+    larger = size + prober.multiple_of
+    recorded = prober.replay.note(f"sizes start at {larger}: ")
+    if recorded is not None:
+        prober.smallest_size = larger
+        prober.observe(Noted(text=recorded))
+        return
     try:
         prober.try_size(size, "the smallest size", purpose)
     except TooFewSamples as error:
-        larger = size + prober.multiple_of
         if ceiling is not None and larger > ceiling:
             raise
         prober.smallest_size = larger
@@ -135,12 +141,15 @@ def climb(prober: Prober, largest: int) -> None:
 
 def why_nothing_fits(prober: Prober, finding: Finding) -> str:
     """What the smallest size needs, measured without the budget where the device has the room, and what the limit is."""
+    nothing = "nothing fits" if finding.purpose is Purpose.TRAINING else NOTHING_FITS_IN_EVALUATION
+    recorded = prober.replay.note(f"{nothing}: ")
+    if recorded is not None:
+        return recorded
     size = prober.smallest_size
     misfit = finding.trial_of(size)
     assert misfit is not None, "a search in which nothing fits ends at the smallest size"
     assert isinstance(misfit.outcome, OutOfMemory)
     limit = format_bytes(prober.capacity_bytes)
-    nothing = "nothing fits" if finding.purpose is Purpose.TRAINING else NOTHING_FITS_IN_EVALUATION
     reply = prober.runner.size(
         run_schedule,
         replace(prober.setting, limit_bytes=None),

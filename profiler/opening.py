@@ -15,7 +15,9 @@ from profiler.events import Began, Noted, Observer, Started
 from profiler.judge import inspection_error
 from profiler.options import Options
 from profiler.prober import Prober
+from profiler.replay import Replay
 from profiler.report import RunInfo
+from profiler.resuming import as_recorded, same_run
 from profiler.switches import Switches
 from profiler.targets import LiveSource, TargetSource
 from profiler.trial import Inspection, Setting, Source, inspect
@@ -30,15 +32,23 @@ DRIFT = 1 / 400
 
 @contextmanager
 def open_prober(
-    workload: Workload | str, options: Options, observe: Observer, *, sizing: bool = True
+    workload: Workload | str,
+    options: Options,
+    observe: Observer,
+    *,
+    sizing: bool = True,
+    replay: Replay | None = None,
 ) -> Iterator[tuple[Prober, RunInfo]]:
     """A prober that is ready to try sizes, and what it runs on; its workers end with the block, error or not.
 
     sizing: whether sizes will be tried. Else there is no budget that nobody asked for, and nothing is said of what only
-    sizes depend on: samples that differ, and the optimizer.
+    sizes depend on: samples that differ, and the optimizer. replay: what a run recorded that goes on.
 
-    Raises DeviceUnavailable, UsageError for a limit above what is available, and what loading the workload raises.
+    Raises DeviceUnavailable, UsageError for a limit above what is available or another run than the recorded one, and
+    what loading the workload raises.
     """
+    replay = replay or Replay()
+    options = as_recorded(options, replay.run)
     with ExitStack() as stack:
         device = open_device(options.device or default_device_name())
         try:
@@ -49,8 +59,10 @@ def open_prober(
             observe(Noted(text=f"{error} The CPU is used instead."))
             device = open_device("cpu")
             runner, setting, inspection = _inspect(workload, device, options, observe, stack, sizing=sizing)
-        run = _run_info(device, inspection, options)
+        run = same_run(replay.run, _run_info(device, inspection, options, workload))
         observe(Began(run=run))
+        if replay.resumed is not None:
+            observe(replay.resumed)
         if inspection.optimizer_is_default and sizing:
             observe(Noted(text="the workload names no optimizer: AdamW with torch's defaults is used."))
         if inspection.samples_vary and sizing:
@@ -71,6 +83,7 @@ def open_prober(
             smallest_size=options.multiple_of,
             limits=options.limits,
             observe=observe,
+            replay=replay,
         )
         yield prober, run
 
@@ -116,7 +129,7 @@ def _runner(
     return InProcessRunner(), HeldSource(workload=workload)
 
 
-def _run_info(device: Device, inspection: Inspection, options: Options) -> RunInfo:
+def _run_info(device: Device, inspection: Inspection, options: Options, workload: Workload | str) -> RunInfo:
     return RunInfo(
         workload=inspection.workload,
         device=device.name,
@@ -127,6 +140,7 @@ def _run_info(device: Device, inspection: Inspection, options: Options) -> RunIn
         command=options.command,
         started_at=datetime.now().astimezone().isoformat(timespec="seconds"),
         environment={"microbatch": _version(), **inspection.facts.environment},
+        target_sha256=TargetSource(target=workload).sha256 if isinstance(workload, str) else None,
     )
 
 

@@ -11,6 +11,8 @@ from profiler.errors import NothingFits, UsageError, WorkloadError
 from profiler.events import Checked, Noted, Observer, SizeTried, Started, Timed
 from profiler.judge import FEWER_SAMPLES, Circumstances, first_line, is_suspect, outcome_of
 from profiler.outcomes import Fits, Outcome, OutOfMemory, Purpose, Refused, Strategy, Throughput, Trial
+from profiler.plan import AccumulationPlan
+from profiler.replay import Replay
 from profiler.soak import Soak, SoakFailure
 from profiler.soaking import Soaked, SoakRequest, soak
 from profiler.trial import Completed, Failed, Schedule, Setting, run_schedule, time_size
@@ -28,6 +30,7 @@ TRIAL_SECONDS = 120.0
 VERIFICATION_SECONDS = 600.0
 VERIFIED_STEPS = 5
 SIZING_MICRO_BATCHES = 3
+_UNTIMED = " could not be timed: "
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +58,7 @@ class Prober:
     measure time, without the budget where keeping it exactly costs time. compiled: whether the model is compiled.
     multiple_of: every size is a multiple of it. smallest_size: none below it can be run, as far as is known.
     trials, evaluations: the sizes tried for training, and for evaluation; each is predicted from its own.
+    replay: what an interrupted run recorded, which is taken over and not run.
     """
 
     runner: Runner
@@ -69,6 +73,7 @@ class Prober:
     trials: dict[int, Trial] = field(default_factory=dict)
     evaluations: dict[int, Trial] = field(default_factory=dict)
     throughputs: dict[int, Throughput] = field(default_factory=dict)
+    replay: Replay = field(default_factory=Replay)
 
     def tried(self, purpose: Purpose) -> dict[int, Trial]:
         """The sizes that were tried for `purpose`, in the order they ran."""
@@ -78,10 +83,13 @@ class Prober:
         """The sizing trial of `size`."""
         tried = self.tried(purpose)
         if size not in tried:
-            self.observe(Started(what=f"{_named(purpose)} {size}", why=why))
-            outcome = self.run(schedule_for(purpose, size, self.smallest_size), size, purpose)
-            tried[size] = Trial(micro_batch_size=size, outcome=outcome, why=why, purpose=purpose)
-            self.observe(SizeTried(trial=tried[size]))
+            trial = self.replay.trial(size, purpose)
+            if trial is None:
+                self.observe(Started(what=f"{_named(purpose)} {size}", why=why))
+                outcome = self.run(schedule_for(purpose, size, self.smallest_size), size, purpose)
+                trial = Trial(micro_batch_size=size, outcome=outcome, why=why, purpose=purpose)
+            tried[size] = trial
+            self.observe(SizeTried(trial=trial))
         return tried[size]
 
     def run(self, schedule: Schedule, size: int, purpose: Purpose = Purpose.TRAINING) -> Outcome:
@@ -151,6 +159,8 @@ class Prober:
 
     def time_plan(self, sizes: tuple[int, ...], steps: int) -> tuple[float, ...] | None:
         """Seconds of each of `steps` optimizer steps of accumulation over `sizes`; None, with a note, where it fails."""
+        if self._is_known_untimed("the plan"):
+            return None
         self.observe(Started(what=f"the plan's time over {steps} optimizer steps", why="without the sizing allocator"))
         reply = self.runner.time(
             run_schedule,
@@ -164,29 +174,47 @@ class Prober:
         self._note_untimed("the plan", reply)
         return None
 
+    def recorded_plan(self, replicas: tuple[tuple[int, ...], ...]) -> AccumulationPlan | None:
+        """The plan of these sizes that an interrupted run recorded, run and timed; None where it recorded none."""
+        plan = self.replay.plan(replicas)
+        if plan is not None:
+            self._is_known_untimed("the plan")
+        return plan
+
     def time(self, size: int, why: str) -> Throughput | None:
         """The throughput at `size`, measured once; None, with a note, where it cannot be measured."""
         if size not in self.throughputs:
-            self.observe(Started(what=f"timing micro-batch size {size}", why=why))
-            reply: Throughput | Failed | Died | TimedOut = self.runner.time(
-                time_size,
-                self.timing_setting,
-                size,
-                timeout_seconds=TIMING_TRIALS * self.limits.trial_seconds,
-                fresh=self.compiled,
-            )
+            what = f"micro-batch size {size}"
+            if self._is_known_untimed(what):
+                return None
+            reply = self.replay.timing(size) or self._time(size, why)
             if not isinstance(reply, Throughput):
-                self._note_untimed(f"micro-batch size {size}", reply)
+                self._note_untimed(what, reply)
                 return None
             self.throughputs[size] = reply
             self.observe(Timed(throughput=reply))
         return self.throughputs[size]
+
+    def _time(self, size: int, why: str) -> Throughput | Failed | Died | TimedOut:
+        self.observe(Started(what=f"timing micro-batch size {size}", why=why))
+        reply: Throughput | Failed | Died | TimedOut = self.runner.time(
+            time_size,
+            self.timing_setting,
+            size,
+            timeout_seconds=TIMING_TRIALS * self.limits.trial_seconds,
+            fresh=self.compiled,
+        )
+        return reply
 
     def check(self, batch_size: int, *, thorough: bool) -> Equivalence:
         """Whether accumulation over parts of `batch_size` samples equals the whole batch; thorough: in every way.
 
         Raises NothingFits where memory runs out, WorkloadError for a bug, TrialError for a crash or a hang.
         """
+        recorded = self.replay.check(batch_size)
+        if recorded is not None:
+            self.observe(Checked(equivalence=recorded))
+            return recorded
         why = "whether accumulation equals the whole batch"
         self.observe(Started(what=f"the check with {batch_size} samples", why=why))
         # The CPU's budget stands for a smaller machine's memory, and memory is not the question.
@@ -223,7 +251,13 @@ class Prober:
         ]
 
     def _note_untimed(self, what: str, reply: Failed | Died | TimedOut) -> None:
-        self.observe(Noted(text=f"{what} could not be timed: {first_line(reply)}."))
+        self.observe(Noted(text=f"{what}{_UNTIMED}{first_line(reply)}."))
+
+    def _is_known_untimed(self, what: str) -> bool:
+        recorded = self.replay.note(f"{what}{_UNTIMED}")
+        if recorded is not None:
+            self.observe(Noted(text=recorded))
+        return recorded is not None
 
     def _circumstances(
         self,

@@ -14,7 +14,7 @@ from profiler.codec import encode
 from profiler.curve import line_through_last
 from profiler.equivalence import Equivalence
 from profiler.errors import UsageError
-from profiler.files import explained
+from profiler.files import explained, lock
 from profiler.lines import SearchEnd, Value, from_record, search_end, throughput_entries, to_record, trial_entries
 from profiler.outcomes import Finding, Fits, Purpose, Throughput, Trial
 from profiler.plan import AccumulationPlan
@@ -43,7 +43,8 @@ class Records:
     trials: those of the micro-batch sizes, in the order they ran. comparison: those of the three strategies.
     finding, search_seconds, search_trials: None where no search was made, or it was interrupted.
     evaluations, evaluation, evaluation_search_seconds, evaluation_search_trials: the same of batches of evaluation.
-    equivalence: None where accumulation was not compared with the whole batch. soak: the last that ran, None without one.
+    equivalence: None where accumulation was not compared with the whole batch. soaks: in the order they
+    ran, those of plans that failed first.
     """
 
     run: RunInfo
@@ -59,8 +60,13 @@ class Records:
     evaluation_search_trials: int | None = None
     equivalence: Equivalence | None = None
     plan: AccumulationPlan | None = None
-    soak: Soak | None = None
+    soaks: tuple[Soak, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def soak(self) -> Soak | None:
+        """The last soak, which is the plan's where there is one; None where none ran."""
+        return self.soaks[-1] if self.soaks else None
 
     @property
     def largest_fit(self) -> int | None:
@@ -106,7 +112,7 @@ def records_of(results: Report | Records) -> Records:
         evaluation_search_trials=results.evaluation_search_trials if results.evaluation else None,
         equivalence=results.equivalence,
         plan=results.plan,
-        soak=results.soak,
+        soaks=(results.soak,) if results.soak else (),
         notes=results.notes,
     )
 
@@ -114,8 +120,8 @@ def records_of(results: Report | Records) -> Records:
 class RecordWriter:
     """Appends a line to a records file as each thing happens; the line is in the file when the call returns.
 
-    Raises UsageError where the file cannot be opened (a link is not followed) or written (a full disk). The first line
-    must be the run.
+    Raises UsageError where the file cannot be opened (a link is not followed) or written (a full disk), or another writer
+    has it. The first line must be the run.
     """
 
     def __init__(self, path: Path) -> None:
@@ -123,6 +129,11 @@ class RecordWriter:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
         with explained(f"{path} cannot be written"):
             self._file = os.fdopen(os.open(path, flags, 0o666), "ab", buffering=0)
+        if not lock(self._file.fileno()):
+            self._file.close()
+            raise UsageError(
+                f"{path} is being written by a run that has not ended: wait for its end, or name another folder."
+            )
 
     def append(self, value: Value, *, kind: str | None = None) -> None:
         """Writes one value; a note is its text, and a trial of a comparison is called so with `kind="comparison"`."""
@@ -148,7 +159,7 @@ class RecordWriter:
             if of.finding:
                 seconds, trials = of.search_seconds or 0.0, of.search_trials or 0
                 self.append_finding(of.finding, search_seconds=seconds, search_trials=trials)
-        for rest in (records.equivalence, records.soak, records.plan, *records.notes):
+        for rest in (records.equivalence, *records.soaks, records.plan, *records.notes):
             if rest is not None:
                 self.append(rest)
 
@@ -239,7 +250,7 @@ def _assemble(path: Path, values: Sequence[tuple[str, Value]], notes: Iterable[s
         evaluation_search_trials=evaluation_end.search_trials if evaluation_end else None,
         equivalence=next((value for _, value in reversed(values) if isinstance(value, Equivalence)), None),
         plan=next((value for _, value in reversed(values) if isinstance(value, AccumulationPlan)), None),
-        soak=next((value for _, value in reversed(values) if isinstance(value, Soak)), None),
+        soaks=tuple(value for _, value in values if isinstance(value, Soak)),
         notes=(*(value for _, value in values if isinstance(value, str)), *notes),
     )
 

@@ -19,6 +19,7 @@ class RunInfo:
     environment: versions, device name, driver, threads: what two records must share to be compared.
     command: what to type to get these results again, None from Python.
     started_at: local time with its offset, ISO 8601.
+    target_sha256: of the user's file that the target names; None where it names none. What the file imports is not in it.
     """
 
     workload: str
@@ -30,6 +31,7 @@ class RunInfo:
     command: str | None = None
     started_at: str
     environment: Mapping[str, str] = field(default_factory=dict)
+    target_sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +41,8 @@ class Report:
     finding: the largest micro-batch, evaluation: the largest batch of evaluation; None where that was not asked for.
     equivalence: whether accumulation equals the whole batch, None where that was not asked or could not be checked.
     soak: the last that ran, which is the plan's where there is one; None where none was asked for.
-    search_seconds: wall time of the search for the largest micro-batch alone, ladder, timing and comparison excluded.
+    search_seconds: wall time of the search for the largest micro-batch alone, ladder, timing and comparison excluded; of a
+    search that was resumed, the seconds of the recorded trials by themselves and the wall time since.
     search_trials: how many trials the search needed. evaluation_search_seconds, evaluation_search_trials: the same of the
     search for the largest batch of evaluation. notes: what the user should know, a sentence each.
     """

@@ -126,13 +126,18 @@ def redraw(folder: Path) -> list[Path]:
 
     Raises UsageError where there are no records, they cannot be read, or a file cannot be written.
     """
+    return _write_results(folder, read_records(records_path(folder, "drawn")))
+
+
+def records_path(folder: Path, purpose: str) -> Path:
+    """The records in `folder`; UsageError, which says that it cannot be `purpose`, where there are none."""
     path = folder / RECORDS
     with explained(f"{folder} cannot be read", "name the folder of a run, as probe printed it"):
         there, is_folder = path.is_file(), folder.is_dir()
     if not there:
         reason = f"there is no {RECORDS} in it" if is_folder else "it is no folder"
-        raise UsageError(f"{folder} cannot be drawn: {reason}. Name the folder of a run, as probe printed it.")
-    return _write_results(folder, read_records(path))
+        raise UsageError(f"{folder} cannot be {purpose}: {reason}. Name the folder of a run, as probe printed it.")
+    return path
 
 
 def safe_name(text: str) -> str:

@@ -6,8 +6,10 @@ Defining a source imports neither torch nor the user's code; `load` does both.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import pickle
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,6 +86,17 @@ class TargetSource:
         if self.options.worst_case:
             changes["make_batch"] = _largest_first(workload, self.target)
         return dataclasses.replace(workload, **changes)
+
+    @property
+    def sha256(self) -> str | None:
+        """The SHA-256 of the user's file that is named; None where none is, or it cannot be read."""
+        place = self.target.rpartition(":")[0]
+        path = Path(self.directory, place)
+        if not place.endswith(".py") or not path.is_file():
+            return None
+        with suppress(OSError):
+            return hashlib.sha256(path.read_bytes()).hexdigest()
+        return None
 
     @property
     def imports(self) -> tuple[str, ...]:

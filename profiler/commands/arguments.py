@@ -63,6 +63,15 @@ VerificationTimeout = Annotated[
 Isolation = Annotated[
     str, typer.Option("--isolation", help="process: trials in workers. none: trials in this process.")
 ]
+Resume = Annotated[
+    Path | None,
+    typer.Option(
+        "--resume",
+        metavar="DIR",
+        help="Go on with an interrupted run from its folder, as it began: give the folder alone. --json, --quiet and time "
+        "limits may be given anew.",
+    ),
+]
 Output = Annotated[
     Path | None,
     typer.Option("--output", metavar="DIR", help="Where results go. Default: a new folder in results/runs/."),

@@ -13,6 +13,7 @@ from profiler.commands.check_tables import verdict_line
 from profiler.commands.console import errors, handled, output
 from profiler.commands.progress import Progress
 from profiler.commands.recording import Recording
+from profiler.commands.resuming import resumed
 from profiler.commands.tables import (
     comparison_table,
     evaluation_table,
@@ -29,6 +30,7 @@ from profiler.report import Report
 
 
 def probe(
+    context: typer.Context,
     target: arguments.Target = arguments.DEFAULT_TARGET,
     *,
     train: Annotated[
@@ -77,12 +79,18 @@ def probe(
         bool,
         typer.Option("--check/--no-check", help="Check on a few samples that accumulation equals the whole batch."),
     ] = True,
+    resume: arguments.Resume = None,
     output_folder: arguments.Output = None,
     force: arguments.Force = False,
     as_json: arguments.Json = False,
     quiet: arguments.Quiet = False,
 ) -> None:
     """Find the largest micro-batch that fits, the fastest one, and the accumulation plan for an effective batch."""
+    if resume is not None and context.obj is None:
+        with handled():
+            context.obj = resumed(context, resume)
+        probe(context, **context.obj.arguments)
+        return
     with handled():
         options = arguments.options(
             train=train,
@@ -108,8 +116,12 @@ def probe(
         )
         from profiler.api import probe as run_probe
 
-        with Recording(output_folder, force=force) as recording, Progress(errors(), quiet=quiet) as progress:
-            report = run_probe(target, options, comparison=comparison, check=check, observe=recording.also(progress))
+        run = context.obj.run if resume is not None else None
+        records = run.records if run is not None else None
+        recording = Recording(output_folder, force=force, resumed=run, can_resume=True)
+        with recording, Progress(errors(), quiet=quiet) as progress:
+            observe = recording.also(progress)
+            report = run_probe(target, options, comparison=comparison, check=check, resume=records, observe=observe)
             files = recording.finish(report)
         _print(report, target, files, as_json=as_json)
         trained, evaluated = report.finding, report.evaluation

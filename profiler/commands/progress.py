@@ -12,7 +12,20 @@ from rich.text import Text
 
 from profiler.commands.soak_lines import soak_summary
 from profiler.commands.tables import format_rate
-from profiler.events import Began, Checked, Compared, Event, Found, Noted, Planned, SizeTried, SoakEnded, Started, Timed
+from profiler.events import (
+    Began,
+    Checked,
+    Compared,
+    Event,
+    Found,
+    Noted,
+    Planned,
+    Resumed,
+    SizeTried,
+    SoakEnded,
+    Started,
+    Timed,
+)
 from profiler.outcomes import Purpose, Trial
 from profiler.units import format_bytes, format_seconds
 
@@ -77,8 +90,11 @@ def describe(event: Event, capacity_bytes: int) -> str | None:
             return _planned(event, capacity_bytes)
         case Noted(text=text):
             return f"  note  {text}"
-        case Started():
-            return None
+        case Resumed(trials=trials, timings=timings, compared=compared):
+            counts = {"trials of sizes": trials, "timings": timings, "trials of strategies": compared}
+            kept = [f"{count} {what}" for what, count in counts.items() if count]
+            return f"  went on from {', '.join(kept) or 'no trial'} on record"
+    return None
 
 
 def _planned(event: Planned | SoakEnded, capacity_bytes: int) -> str:

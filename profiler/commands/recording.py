@@ -19,12 +19,15 @@ from profiler.events import (
     Noted,
     Observer,
     Planned,
+    Resumed,
     SizeTried,
     SoakEnded,
+    Started,
     Timed,
 )
 from profiler.records import Records, RecordWriter
 from profiler.report import Report, RunInfo
+from profiler.resuming import Reopened
 from profiler.run_folder import RunFolder
 
 
@@ -32,15 +35,24 @@ class Recording:
     """An observer that keeps a run's folder: `folder` where the user named one, else a new one once the run has a name.
 
     A run that ends in an error before its first trial ended leaves nothing behind, and an earlier run in its folder as it
-    was; any other keeps its records.
+    was; any other keeps its records. resumed: the run that goes on, whose records are kept whatever happens. can_resume:
+    whether these records can be gone on from.
     """
 
-    def __init__(self, folder: Path | None, *, force: bool) -> None:
-        # A folder that cannot be used is said before anything is run.
-        self._folder = RunFolder.create(folder, force=force) if folder is not None else None
-        self._writer: RecordWriter | None = None
+    def __init__(
+        self, folder: Path | None, *, force: bool, resumed: Reopened | None = None, can_resume: bool = False
+    ) -> None:
+        self._can_resume = can_resume
+        self._has_written = False
         # What is known before the first trial has ended, the run first; written with it.
         self._waiting: list[RunInfo | str] = []
+        if resumed is not None:
+            self._folder: RunFolder | None = RunFolder(path=resumed.path, made=False, begun=True)
+            self._writer: RecordWriter | None = resumed.writer
+            return
+        # A folder that cannot be used is said before anything is run.
+        self._folder = RunFolder.create(folder, force=force) if folder is not None else None
+        self._writer = None
 
     def __enter__(self) -> Self:
         return self
@@ -50,8 +62,9 @@ class Recording:
     ) -> None:
         if self._writer is not None:
             self._writer.close()
-            if kind is not None:
-                errors().print(Text(f"the records so far are in {self.path}; `microbatch plot` draws them."))
+            if kind is not None and self._has_written:
+                more = f", and `microbatch probe --resume {self.path}` goes on from them" if self._can_resume else ""
+                errors().print(Text(f"the records so far are in {self.path}; `microbatch plot` draws them{more}."))
         elif kind is not None and self._folder is not None:
             self._folder.discard()
 
@@ -88,6 +101,8 @@ class Recording:
                 self._waiting.append(text)
             case SizeTried() if self._writer is None:
                 self._append(self._begin(), event)
+            case Started() | Resumed():
+                pass
             case _ if self._writer is not None:
                 self._append(self._writer, event)
 
@@ -99,6 +114,7 @@ class Recording:
         return self._writer
 
     def _append(self, writer: RecordWriter, event: Event) -> None:
+        self._has_written = True
         match event:
             case SizeTried(trial=trial):
                 writer.append(trial)

@@ -127,7 +127,7 @@ def resnet() -> Records:
         chosen=171,
         rate=240.0,
     )
-    return replace(records, soak=on_the_cpu())
+    return replace(records, soaks=(on_the_cpu(),))
 
 
 def fast_small() -> Records:
@@ -166,7 +166,7 @@ def bent() -> Records:
         rate=8000,
         wobble=0.1,
     )
-    return replace(records, soak=out_of_memory())
+    return replace(records, soaks=(out_of_memory(),))
 
 
 def gpu() -> Records:
@@ -183,13 +183,13 @@ def gpu() -> Records:
         device="cuda:0",
         steps=5,
     )
-    return replace(records, soak=on_a_gpu(reserved=70.0))
+    return replace(records, soaks=(on_a_gpu(reserved=70.0),))
 
 
 def only_one() -> Records:
     """One sample fits and two do not."""
     records = records_like(lambda n: 20.0 * MIB + 41.5 * MIB * n, (1, 2), capacity=64 * MIB, chosen=1, effective=8)
-    return replace(records, soak=ended_at_once())
+    return replace(records, soaks=(ended_at_once(),))
 
 
 def nothing_fits() -> Records:

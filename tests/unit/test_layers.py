@@ -24,7 +24,7 @@ LAYERS = (
     ("report",),
     ("events", "lines", "files"),
     ("records",),
-    ("document", "plots"),
+    ("document", "plots", "replay"),
     ("run_folder",),
     # What is trained.
     ("batches",),
@@ -42,7 +42,8 @@ LAYERS = (
     ("judge",),
     ("prober",),
     ("finder", "comparison", "options", "endurance"),
-    ("planner", "opening"),
+    ("planner", "resuming"),
+    ("opening",),
     ("api",),
     ("commands",),
 )

@@ -269,6 +269,7 @@ def test_lines_are_flat_objects_with_units_in_their_keys(written: Path) -> None:
         "command": "microbatch probe",
         "started_at": "2026-11-23T08:31:05+01:00",
         "environment": {},
+        "target_sha256": None,
     }
     assert lines[4] == {
         "schema": 1,

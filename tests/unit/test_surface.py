@@ -75,6 +75,7 @@ FLAGS = {
         "--isolation",
         "--compare/--no-compare",
         "--check/--no-check",
+        "--resume",
         "--output",
         "--force",
         "--json",
