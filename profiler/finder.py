@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
-from profiler.events import Found
-from profiler.outcomes import Finding, Fits, OutOfMemory
+from profiler.events import Found, Noted
+from profiler.outcomes import Finding, Fits, OutOfMemory, Trial
 from profiler.prober import Prober, needed_bytes, sizing_schedule
-from profiler.search import Observation, largest_fit
+from profiler.search import Observation, SearchResult, largest_fit
+from profiler.surprise import surprises, unsure
 from profiler.trial import Completed, run_schedule
 from profiler.units import format_bytes
 
@@ -16,15 +18,44 @@ from profiler.units import format_bytes
 def find_largest(prober: Prober, *, ceiling: int | None = None) -> Finding:
     """Search until a size ran and the next one did not, or the ceiling ran; every trial of `prober` is in the finding.
 
+    A misfit that the answer rests on and that no line foretold is tried again, and if it fits then, the search goes on.
     Raises what `Prober.try_size` raises: WorkloadError for a bug at any size, TrialError for a crash or a hang.
     """
     start = time.monotonic()
     tried = 0
+
+    def attempt(size: int, why: str) -> Trial:
+        nonlocal tried
+        tried += size not in prober.trials
+        return prober.try_size(size, why)
+
+    result = _search(prober, ceiling, attempt)
+    while (misfit := result.smallest_misfit) is not None:
+        if not surprises(prober.predicted_bytes(misfit), prober.capacity_bytes):
+            break
+        tried += 1
+        if not prober.try_again(misfit, "the sizes below it foretold no out of memory here").fits:
+            break
+        result = _search(prober, ceiling, attempt)
+    finding = Finding(
+        largest_fit=result.largest_fit,
+        smallest_misfit=result.smallest_misfit,
+        limited_by=result.limited_by,
+        capacity_bytes=prober.capacity_bytes,
+        trials=tuple(prober.trials.values()),
+    )
+    if misfit is not None and (said := unsure(prober.trials[misfit])) is not None:
+        prober.observe(Noted(text=said))
+    prober.observe(Found(finding=finding, trials=tried, seconds=time.monotonic() - start))
+    return finding
+
+
+def _search(prober: Prober, ceiling: int | None, attempt: Callable[[int, str], Trial]) -> SearchResult:
+    """The search from its first size on; what was tried before is remembered and costs nothing."""
     search = largest_fit(prober.capacity_bytes, ceiling=ceiling)
     request = next(search)
     while True:
-        outcome = prober.try_size(request.micro_batch_size, request.why).outcome
-        tried += 1
+        outcome = attempt(request.micro_batch_size, request.why).outcome
         clean = isinstance(outcome, Fits) and not outcome.allocator_retries
         observation = Observation(
             fits=isinstance(outcome, Fits),
@@ -33,17 +64,8 @@ def find_largest(prober: Prober, *, ceiling: int | None = None) -> Finding:
         try:
             request = search.send(observation)
         except StopIteration as end:
-            result = end.value
-            break
-    finding = Finding(
-        largest_fit=result.largest_fit,
-        smallest_misfit=result.smallest_misfit,
-        limited_by=result.limited_by,
-        capacity_bytes=prober.capacity_bytes,
-        trials=tuple(prober.trials.values()),
-    )
-    prober.observe(Found(finding=finding, trials=tried, seconds=time.monotonic() - start))
-    return finding
+            found: SearchResult = end.value
+            return found
 
 
 def ladder(largest: int) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -89,8 +90,8 @@ def records_of(results: Report | Records) -> Records:
 class RecordWriter:
     """Appends a line to a records file as each thing happens; the line is in the file when the call returns.
 
-    Raises UsageError where the file cannot be opened (a link is not followed) or written (a full disk). The first line
-    must be the run.
+    Raises UsageError where the file cannot be opened (a link is not followed) or written (a full disk), and then leaves no
+    part of a line in it. The first line must be the run.
     """
 
     def __init__(self, path: Path) -> None:
@@ -103,8 +104,14 @@ class RecordWriter:
         """Writes one value; a note is its text, and a trial of a comparison is called so with `kind="comparison"`."""
         line = memoryview(json.dumps(to_record(value, kind=kind), allow_nan=False).encode() + b"\n")
         with explained(f"{self._path} cannot be written"):
-            while line:
-                line = line[self._file.write(line) :]
+            end = os.fstat(self._file.fileno()).st_size
+            try:
+                while line:
+                    line = line[self._file.write(line) :]
+            except OSError:
+                with suppress(OSError):  # what is no file cannot be cut
+                    self._file.truncate(end)
+                raise
 
     def append_finding(self, finding: Finding, *, search_seconds: float, search_trials: int) -> None:
         """Writes how the search ended; its trials have lines of their own."""
@@ -188,7 +195,9 @@ def _assemble(path: Path, values: Sequence[tuple[str, Value]], notes: Iterable[s
     """The records of all lines, the first of which is the run."""
     run = values[0][1]
     assert isinstance(run, RunInfo)
-    trials = tuple(value for kind, value in values if kind == "trial" and isinstance(value, Trial))
+    # Of a size that was tried again the last trial counts.
+    by_size = {value.micro_batch_size: value for kind, value in values if kind == "trial" and isinstance(value, Trial)}
+    trials = tuple(by_size.values())
     comparison = tuple(value for kind, value in values if kind == "comparison" and isinstance(value, Trial))
     end = next((value for _, value in values if isinstance(value, SearchEnd)), None)
     if trials and not end and not comparison:

@@ -10,7 +10,7 @@ import typer
 
 from profiler.commands import arguments
 from profiler.commands.check_tables import verdict_line
-from profiler.commands.console import errors, handled, output
+from profiler.commands.console import errors, handled, output, printing
 from profiler.commands.progress import Progress
 from profiler.commands.recording import Recording
 from profiler.commands.tables import comparison_table, finding_lines, plan_lines, print_lines, sizes_table
@@ -81,7 +81,8 @@ def probe(
         with Recording(output_folder, force=force) as recording, Progress(errors(), quiet=quiet) as progress:
             report = run_probe(target, options, comparison=comparison, check=check, observe=recording.also(progress))
             files = recording.finish(report)
-        _print(report, target, files, as_json=as_json)
+        with printing():
+            _print(report, target, files, as_json=as_json)
         if report.finding.largest_fit == 0 or (effective_batch is not None and report.plan is None):
             raise NothingFits(report.notes[-1])
 
