@@ -51,7 +51,7 @@ class Held:
 
     @classmethod
     def now(cls) -> Held:
-        """This process, after what it can give back was given back."""
+        """What is held after everything that can be given back was given back."""
         gc.collect()
         CpuDevice().release()
         status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
@@ -87,15 +87,18 @@ class Scale(nn.Module):
 
 
 def rows(size: int) -> Tensor:
+    """A quarter of a MiB a sample."""
     return torch.ones(size, WIDTH)
 
 
 def squares(model: nn.Module, batch: Tensor) -> Tensor:
+    """A loss."""
     outputs: Tensor = model(batch)
     return outputs.square().mean()
 
 
 def sgd(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """An optimizer without state."""
     return torch.optim.SGD(parameters, lr=0.001)
 
 

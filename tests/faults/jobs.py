@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from process.jobs import done
+
 from profiler.trial import Done
 from profiler.workers.protocol import framed
 

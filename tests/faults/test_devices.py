@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,8 +39,8 @@ class Searched:
 
 
 @pytest.fixture(autouse=True)
-def few_collections(quick_collection: None) -> Iterator[None]:
-    yield
+def few_collections(quick_collection: None) -> None:
+    """Every trial here runs in this process."""
 
 
 @pytest.fixture
@@ -177,7 +177,7 @@ def test_memory_that_drifts_by_less_than_the_reserve_changes_nothing(search: Cal
     assert searched.notes == []
 
 
-LOST = {
+LOST: dict[str, Callable[[], Exception]] = {
     "no device": lambda: torch.AcceleratorError("CUDA error: no CUDA-capable device is detected"),
     "busy": lambda: torch.AcceleratorError("CUDA error: CUDA-capable device(s) is/are busy or unavailable"),
     "lost": lambda: RuntimeError("NVML: GPU is lost"),

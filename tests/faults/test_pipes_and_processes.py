@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from faults import jobs
 from process.conftest import Servers
 from process.test_workers import is_gone
+
+from faults import jobs
 from profiler.devices.cpu import CpuDevice
 from profiler.workers.protocol import LONGEST_RESULT_BYTES, Died, Returned, TimedOut, framed, whole
 
@@ -92,9 +92,7 @@ def test_a_job_that_closes_the_workers_pipe_is_a_death_that_says_so(run: Callabl
     assert reply.exit_status != 0
 
 
-def test_no_result_is_written_into_a_file_that_took_the_pipes_number(
-    run: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_no_result_is_written_into_a_file_that_took_the_pipes_number(run: Callable[..., Any], tmp_path: Path) -> None:
     reply = run(jobs.open_files_where_pipes_were, tmp_path)
 
     assert isinstance(reply, Died)

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
 from process.commands import CLI, environment, processes_with, user_folder
 
 SEED = 2026
@@ -46,7 +45,19 @@ class Moment:
 def moments() -> Iterator[Moment]:
     """At random within each part of a probe, by each signal in turn."""
     chance = random.Random(SEED)
-    parts = ("", "", "", "tiny on cpu", "  size      1", "  size", "  largest", "  time", "  check", "  plan", "  whole batch")
+    parts = (
+        "",
+        "",
+        "",
+        "tiny on cpu",
+        "  size      1",
+        "  size",
+        "  largest",
+        "  time",
+        "  check",
+        "  plan",
+        "  whole batch",
+    )
     for number, after in enumerate(parts):
         kind = (signal.SIGINT, signal.SIGTERM)[number % 2]
         yield Moment(after=after, share=chance.random(), signal=kind, twice=number % 3 == 2)
@@ -98,9 +109,7 @@ def interrupt(moment: Moment, root: Path) -> Interrupted:
     deadline = time.monotonic() + 20
     while processes_with(mark) and time.monotonic() < deadline:
         time.sleep(0.05)
-    return Interrupted(
-        status=status, lines=lines, folder=folder, temporary=temporary, processes=processes_with(mark)
-    )
+    return Interrupted(status=status, lines=lines, folder=folder, temporary=temporary, processes=processes_with(mark))
 
 
 @pytest.fixture(scope="module")

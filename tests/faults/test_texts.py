@@ -40,7 +40,7 @@ class Face:
     kind: Callable[[str], BaseException] = RuntimeError
 
 
-def compiled(inner: BaseException) -> Callable[[str], BaseException]:
+def compiled(inner: Exception) -> Callable[[str], BaseException]:
     return lambda text: BackendCompilerFailed(SimpleNamespace(__name__="inductor"), InductorError(inner, None), None)
 
 
@@ -220,9 +220,7 @@ DEATHS = [
 
 @pytest.mark.parametrize("nearly", [True, False])
 @pytest.mark.parametrize(("exit_status", "said", "on_cpu", "on_cuda"), DEATHS)
-def test_a_worker_that_dies_of_it(
-    exit_status: int | None, said: str, on_cpu: str, on_cuda: str, nearly: bool
-) -> None:
+def test_a_worker_that_dies_of_it(exit_status: int | None, said: str, on_cpu: str, on_cuda: str, nearly: bool) -> None:
     died = Died(exit_status=exit_status, output=said)
 
     assert (judged(died, CPU, nearly=nearly), judged(died, CUDA, nearly=nearly)) == (on_cpu, on_cuda)

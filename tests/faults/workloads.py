@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from process.workloads import Scale, rows, sgd, squares
 from torch import Tensor, nn
 
-from process.workloads import Scale, rows, sgd, squares
 from profiler.units import MIB
 from profiler.workload import Workload
 
