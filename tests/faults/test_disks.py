@@ -108,7 +108,7 @@ def test_a_disk_that_is_full_from_the_first_byte_is_said(tmp_path: Path) -> None
 def test_a_disk_that_fills_up_in_the_middle_keeps_whole_records(tmp_path: Path) -> None:
     folder = user_folder(tmp_path / "run")
     # On a tmpfs a page is the least, so the limit on files is what cuts a line.
-    ran = microbatch(*PROBE, "--output", "out", folder=folder, limited=no_file_above(1700))
+    ran = microbatch(*SHORT, "--output", "out", folder=folder, limited=no_file_above(1400))
 
     assert ran.status == 2
     assert "out/records.jsonl cannot be written: File too large" in ran.errors
@@ -123,7 +123,7 @@ def test_a_disk_that_fills_up_in_the_middle_keeps_whole_records(tmp_path: Path) 
 def test_a_disk_that_is_full_when_figures_are_written_keeps_all_records(tmp_path: Path) -> None:
     folder = user_folder(tmp_path / "run")
     with disk(folder / "small", 16 * 1024) as small:
-        ran = microbatch(*PROBE, "--output", "small/run", folder=folder, limited=small.limited)
+        ran = microbatch(*SHORT, "--output", "small/run", folder=folder, limited=small.limited)
 
         assert ran.status == 2
         assert "small/run/memory.png cannot be written: " in ran.errors

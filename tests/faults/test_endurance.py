@@ -27,7 +27,7 @@ BLOCK = 34 * MIB // 4
 KEPT_BYTES = MIB
 
 
-@pytest.mark.parametrize(("isolation", "searches"), [("process", 16), ("none", 8)])
+@pytest.mark.parametrize(("isolation", "searches"), [("process", 10), ("none", 6)])
 def test_many_searches_leave_nothing(
     kept_servers: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, isolation: str, searches: int
 ) -> None:
