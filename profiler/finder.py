@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import replace
 
 from profiler.curve import falls
@@ -11,7 +11,8 @@ from profiler.errors import MicrobatchError, TooFewSamples, WorkloadError
 from profiler.events import Found, Noted
 from profiler.outcomes import Finding, Fits, Outcome, OutOfMemory, Purpose, Refused, Trial
 from profiler.prober import Prober, needed_bytes, schedule_for
-from profiler.search import Observation, largest_fit
+from profiler.search import Observation, SearchResult, largest_fit
+from profiler.surprise import surprises, unsure
 from profiler.trial import Completed, run_schedule
 from profiler.units import format_bytes
 
@@ -27,34 +28,55 @@ def find_largest(prober: Prober, *, ceiling: int | None = None, purpose: Purpose
     """Search until a size ran and the next one did not, or the ceiling ran; every trial for `purpose` is in the finding.
 
     Sizes are the prober's multiples, from its smallest size on, which is raised here where the model cannot train it.
+    A misfit that the answer rests on and that no line foretold is tried again, and if it fits then, the search goes on.
     Raises what `Prober.try_size` raises: WorkloadError for a bug at any size, TrialError for a crash or a hang.
     """
     start = time.monotonic()
     tried = 0
-    _try_smallest(prober, ceiling, purpose)
+
+    def attempt(size: int, why: str) -> Trial:
+        nonlocal tried
+        tried += size not in prober.tried(purpose)
+        return prober.try_size(size, why, purpose)
+
+    _try_smallest(prober, ceiling, attempt, purpose)
+    result = _search(prober, ceiling, attempt)
+    while (misfit := result.smallest_misfit) is not None:
+        refused = isinstance(prober.tried(purpose)[misfit].outcome, Refused)
+        if refused or not surprises(prober.predicted_bytes(misfit, purpose), prober.capacity_bytes):
+            break
+        tried += 1
+        if not prober.try_again(misfit, "the sizes below it foretold no out of memory here", purpose).fits:
+            break
+        result = _search(prober, ceiling, attempt)
+    finding = Finding(
+        largest_fit=result.largest_fit,
+        smallest_misfit=result.smallest_misfit,
+        limited_by=_limit(None if misfit is None else prober.tried(purpose)[misfit]),
+        capacity_bytes=prober.capacity_bytes,
+        trials=tuple(prober.tried(purpose).values()),
+        purpose=purpose,
+    )
+    if misfit is not None and (said := unsure(prober.tried(purpose)[misfit])) is not None:
+        prober.observe(Noted(text=said))
+    seconds = prober.replay.seconds_of_search(purpose, time.monotonic() - start)
+    prober.observe(Found(finding=finding, trials=tried, seconds=seconds))
+    return finding
+
+
+def _search(prober: Prober, ceiling: int | None, attempt: Callable[[int, str], Trial]) -> SearchResult:
+    """The search from its first size on; what was tried before is remembered and costs nothing."""
     search = largest_fit(
         prober.capacity_bytes, ceiling=ceiling, multiple_of=prober.multiple_of, smallest=prober.smallest_size
     )
     request = next(search)
     while True:
-        outcome = prober.try_size(request.micro_batch_size, request.why, purpose).outcome
-        tried += 1
+        outcome = attempt(request.micro_batch_size, request.why).outcome
         try:
             request = search.send(_observation(outcome))
         except StopIteration as end:
-            result = end.value
-            break
-    finding = Finding(
-        largest_fit=result.largest_fit,
-        smallest_misfit=result.smallest_misfit,
-        limited_by=_limit(prober.tried(purpose), result.smallest_misfit),
-        capacity_bytes=prober.capacity_bytes,
-        trials=tuple(prober.tried(purpose).values()),
-        purpose=purpose,
-    )
-    seconds = prober.replay.seconds_of_search(purpose, time.monotonic() - start)
-    prober.observe(Found(finding=finding, trials=tried, seconds=seconds))
-    return finding
+            found: SearchResult = end.value
+            return found
 
 
 def _observation(outcome: Outcome) -> Observation:
@@ -63,14 +85,14 @@ def _observation(outcome: Outcome) -> Observation:
     return Observation(fits=False, at_most=outcome.at_most if isinstance(outcome, Refused) else None)
 
 
-def _limit(tried: Mapping[int, Trial], misfit: int | None) -> str:
+def _limit(misfit: Trial | None) -> str:
     """What ended the search, as `Finding.limited_by` has it."""
     if misfit is None:
         return "ceiling"
-    return "refusal" if isinstance(tried[misfit].outcome, Refused) else "memory"
+    return "refusal" if isinstance(misfit.outcome, Refused) else "memory"
 
 
-def _try_smallest(prober: Prober, ceiling: int | None, purpose: Purpose) -> None:
+def _try_smallest(prober: Prober, ceiling: int | None, attempt: Callable[[int, str], Trial], purpose: Purpose) -> None:
     """Try the smallest size; where it cannot be trained and the next one can, that is the smallest from here on.
 
     Raises the WorkloadError of the smallest size, with what larger sizes came to where they run.
@@ -83,7 +105,7 @@ def _try_smallest(prober: Prober, ceiling: int | None, purpose: Purpose) -> None
         prober.observe(Noted(text=recorded))
         return
     try:
-        prober.try_size(size, "the smallest size", purpose)
+        attempt(size, "the smallest size")
     except TooFewSamples as error:
         if ceiling is not None and larger > ceiling:
             raise

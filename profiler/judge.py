@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from profiler.devices.out_of_memory import Failure, Verdict, classify, confirms
-from profiler.errors import MicrobatchError, ShortBatch, TooFewSamples, TrialError, WorkloadError
+from profiler.devices.out_of_memory import Failure, Verdict, classify, confirms, was_killed
+from profiler.errors import (
+    DeviceUnavailable,
+    MicrobatchError,
+    ShortBatch,
+    TooFewSamples,
+    TrialError,
+    WorkloadError,
+)
 from profiler.outcomes import Outcome, OutOfMemory, Purpose, Refused
 from profiler.trial import Completed, Failed
 from profiler.units import format_bytes, format_seconds
@@ -59,7 +66,7 @@ def outcome_of(reply: Completed | Failed | Died | TimedOut, circumstances: Circu
     """The trial's outcome; a limit on the size is one where a smaller size ran, else it is the workload's bug.
 
     Raises the workload's own refusal; WorkloadError, with the user's traceback, for a bug; TrialError for a crash, a
-    hang or host memory that ran out on an accelerator.
+    hang or host memory that ran out on an accelerator; DeviceUnavailable for a device that is gone.
     """
     if isinstance(reply, Completed):
         return reply.fits
@@ -123,6 +130,8 @@ def first_line(reply: Failed | Died | TimedOut) -> str:
 
 
 def _status(reply: Died) -> str:
+    if reply.is_garbled:
+        return "something on its pipe that is no result, written there by other code, and had to be killed"
     if reply.exit_status is None:
         return "its pipe closed, and had to be killed"
     return f"exit status {reply.exit_status}"
@@ -137,6 +146,11 @@ def error_of(
             f"{circumstances.trial} did not end within {format_seconds(reply.seconds)}, and nothing says that memory was "
             "the reason: allow more with --trial-timeout, or "
             f"{FEWER_SAMPLES if circumstances.is_check else 'stop earlier with --ceiling'}."
+        )
+    if verdict is Verdict.LOST:
+        return DeviceUnavailable(
+            f"{circumstances.device} was lost {circumstances.where} ({first_line(reply)}; {evidence}): what nvidia-smi and "
+            "the system's log say of it comes first; probe again when it is back, or name another with --device."
         )
     if verdict is Verdict.HOST_MEMORY:
         return TrialError(
@@ -172,9 +186,18 @@ def is_suspect(reply: Completed | Failed | Died | TimedOut, device: str) -> bool
     return classify(_failure(reply), device_type=device.split(":")[0]).verdict is Verdict.SUSPECT
 
 
-def inspection_error(reply: Failed | Died | TimedOut) -> MicrobatchError:
+def how_killed(reply: Completed | Failed | Died | TimedOut, device: str) -> str | None:
+    """How a worker was killed where host memory decides, by the system for memory or by anybody; None for other ends."""
+    killed = device == "cpu" and isinstance(reply, Died) and was_killed(_failure(reply))
+    return first_line(reply) if killed and isinstance(reply, Died) else None
+
+
+def inspection_error(reply: Failed | Died | TimedOut, device: str) -> MicrobatchError:
     """The error for a workload that could not even be loaded, or a device that could not be asked."""
     if isinstance(reply, Failed):
+        verdict = classify(reply.failure, device_type=device.split(":")[0])
+        if reply.refusal is None and verdict.verdict is Verdict.LOST:
+            return DeviceUnavailable(f"{device} cannot be used: {first_line(reply)} ({verdict.evidence}).")
         return reply.refusal or WorkloadError(
             f"the workload could not be loaded: {first_line(reply)}", user_traceback=reply.user_traceback
         )

@@ -102,7 +102,7 @@ def _inspect(
     observe(Started(what="loading the workload", why="to see what it is and what the device has"))
     reply = runner.size(inspect, setting, timeout_seconds=options.limits.trial_seconds, fresh=True)
     if not isinstance(reply, Inspection):
-        raise inspection_error(reply)
+        raise inspection_error(reply, device.name)
     if limit_bytes is None:  # what is free now is the budget, whoever takes or gives memory from now on
         limit_bytes = int(reply.capacity_bytes * (1 - DRIFT))
         setting = replace(setting, limit_bytes=limit_bytes)
@@ -121,10 +121,10 @@ def _runner(
         if not workload.lives_on_accelerator:
             return ProcessRunner(device, exact=exact), LiveSource.of(workload)
         observe(Noted(text="the model already lives on the accelerator, so it is probed in this process."))
-    from profiler.workers.in_process import HeldSource, InProcessRunner, random_states_kept
+    from profiler.workers.in_process import HeldSource, InProcessRunner, directory_kept, random_states_kept
 
     if isinstance(workload, str):
-        with random_states_kept():
+        with random_states_kept(), directory_kept():
             workload = TargetSource(target=workload, options=options.target_options).load()
     return InProcessRunner(), HeldSource(workload=workload)
 

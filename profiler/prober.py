@@ -9,12 +9,13 @@ from profiler.curve import line_through_last
 from profiler.equivalence import Equivalence
 from profiler.errors import NothingFits, UsageError, WorkloadError
 from profiler.events import Checked, Noted, Observer, SizeTried, Started, Timed
-from profiler.judge import FEWER_SAMPLES, Circumstances, first_line, is_suspect, outcome_of
+from profiler.judge import FEWER_SAMPLES, Circumstances, first_line, how_killed, is_suspect, outcome_of
 from profiler.outcomes import Fits, Outcome, OutOfMemory, Purpose, Refused, Strategy, Throughput, Trial
 from profiler.plan import AccumulationPlan
 from profiler.replay import Replay
 from profiler.soak import Soak, SoakFailure
 from profiler.soaking import Soaked, SoakRequest, soak
+from profiler.surprise import after_another_try
 from profiler.trial import Completed, Failed, Schedule, Setting, run_schedule, time_size
 from profiler.workers.protocol import Died, TimedOut
 from profiler.workers.runner import Runner
@@ -83,23 +84,41 @@ class Prober:
         """The sizing trial of `size`."""
         tried = self.tried(purpose)
         if size not in tried:
-            trial = self.replay.trial(size, purpose)
-            if trial is None:
-                self.observe(Started(what=f"{_named(purpose)} {size}", why=why))
-                outcome = self.run(schedule_for(purpose, size, self.smallest_size), size, purpose)
-                trial = Trial(micro_batch_size=size, outcome=outcome, why=why, purpose=purpose)
-            tried[size] = trial
-            self.observe(SizeTried(trial=trial))
+            self._try(size, why, purpose)
+            full = isinstance(tried[size].outcome, OutOfMemory)
+            if full and any(trial.fits for larger, trial in tried.items() if larger > size):
+                self.try_again(size, "a larger size fits", purpose)
         return tried[size]
 
-    def run(self, schedule: Schedule, size: int, purpose: Purpose = Purpose.TRAINING) -> Outcome:
+    def try_again(self, size: int, why: str, purpose: Purpose = Purpose.TRAINING) -> Trial:
+        """The sizing trial of `size` once more, in place of an out-of-memory that was not to be expected; says what came of it."""
+        self._try(size, why, purpose, fresh=True)
+        trial = self.tried(purpose)[size]
+        said = after_another_try(trial, self.predicted_bytes(size, purpose), self.capacity_bytes)
+        if said is not None:
+            self.observe(Noted(text=said))
+        return trial
+
+    def _try(self, size: int, why: str, purpose: Purpose, *, fresh: bool = False) -> None:
+        trial = self.replay.trial(size, purpose)
+        if trial is None:
+            self.observe(Started(what=f"{_named(purpose)} {size}", why=why))
+            outcome = self.run(schedule_for(purpose, size, self.smallest_size), size, purpose, fresh=fresh)
+            trial = Trial(micro_batch_size=size, outcome=outcome, why=why, purpose=purpose)
+        self.tried(purpose)[size] = trial
+        self.observe(SizeTried(trial=trial))
+
+    def run(
+        self, schedule: Schedule, size: int, purpose: Purpose = Purpose.TRAINING, *, fresh: bool = False
+    ) -> Outcome:
         """What `schedule` comes to under the budget; raises for a bug, a crash or a hang (see `profiler.judge`).
 
-        size: the samples whose activations are alive at once, by which its memory is predicted.
+        size: the samples whose activations are alive at once, by which its memory is predicted. fresh: in a worker of its
+        own, which sizes near the capacity get anyway.
         """
         predicted = self.predicted_bytes(size, purpose)
         # A compiled model is compiled for the sizes that its process has seen, so each size gets a process.
-        fresh = self.compiled or predicted is None or predicted >= NEARLY * self.capacity_bytes
+        fresh = fresh or self.compiled or predicted is None or predicted >= NEARLY * self.capacity_bytes
         reply = self._run(schedule, fresh=fresh)
         if not fresh and is_suspect(reply, self.setting.device):
             reply = self._run(schedule, fresh=True)
@@ -109,21 +128,29 @@ class Prober:
         # The limit is a sizing trial's, of three micro-batches; a schedule of more gets more.
         micro_batches = sum(len(sizes) for sizes in schedule.steps) + len(schedule.evaluations)
         timeout_seconds = self.limits.trial_seconds * max(1.0, micro_batches / SIZING_MICRO_BATCHES)
+        return self._scheduled(schedule, timeout_seconds, fresh=fresh)
+
+    def _scheduled(
+        self, schedule: Schedule, timeout_seconds: float, *, fresh: bool
+    ) -> Completed | Failed | Died | TimedOut:
+        """How `schedule` ended; once more where its worker was killed, since the system's memory is one reason among many."""
         reply: Completed | Failed | Died | TimedOut = self.runner.size(
             run_schedule, self.setting, schedule, timeout_seconds=timeout_seconds, fresh=fresh
         )
-        return reply
+        how = how_killed(reply, self.setting.device)
+        if how is None:
+            return reply
+        self.observe(Noted(text=f"{how}, as when the system's memory runs out or somebody kills it: tried again."))
+        again: Completed | Failed | Died | TimedOut = self.runner.size(
+            run_schedule, self.setting, schedule, timeout_seconds=timeout_seconds, fresh=True
+        )
+        return again
 
     def run_plan(self, sizes: tuple[int, ...], steps: int) -> Completed | OutOfMemory | Refused | TimedOut:
         """`steps` optimizer steps of accumulation over `sizes`, in a fresh worker under the budget."""
         self.observe(Started(what=f"the plan for {steps} optimizer steps", why="to prove it"))
-        reply = self.runner.size(
-            run_schedule,
-            self.setting,
-            Schedule(strategy=Strategy.ACCUMULATION, steps=(sizes,) * steps),
-            timeout_seconds=self.limits.verification_seconds,
-            fresh=True,
-        )
+        schedule = Schedule(strategy=Strategy.ACCUMULATION, steps=(sizes,) * steps)
+        reply = self._scheduled(schedule, self.limits.verification_seconds, fresh=True)
         if isinstance(reply, Completed | TimedOut):
             return reply
         outcome = outcome_of(reply, self._circumstances(max(sizes), self.predicted_bytes(max(sizes)), reply))

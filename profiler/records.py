@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from contextlib import suppress
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
@@ -40,7 +41,8 @@ _TEXTS = ("strategy", "outcome", "phase", "why", "energy_note")
 class Records:
     """What a run recorded, finished or not.
 
-    trials: those of the micro-batch sizes, in the order they ran. comparison: those of the three strategies.
+    attempts: every trial of a size, in the order they ran, with those that were tried again. trials: the last of each
+    micro-batch size. comparison: those of the three strategies.
     finding, search_seconds, search_trials: None where no search was made, or it was interrupted.
     evaluations, evaluation, evaluation_search_seconds, evaluation_search_trials: the same of batches of evaluation.
     equivalence: None where accumulation was not compared with the whole batch. soaks: in the order they
@@ -48,6 +50,7 @@ class Records:
     """
 
     run: RunInfo
+    attempts: tuple[Trial, ...] = field(default=(), compare=False)
     trials: tuple[Trial, ...] = ()
     throughput: tuple[Throughput, ...] = ()
     comparison: tuple[Trial, ...] = ()
@@ -100,6 +103,7 @@ def records_of(results: Report | Records) -> Records:
         return results
     return Records(
         run=results.run,
+        attempts=tuple(trial for found in (results.finding, results.evaluation) if found for trial in found.trials),
         trials=results.finding.trials if results.finding else (),
         throughput=results.throughput,
         comparison=results.comparison,
@@ -120,8 +124,8 @@ def records_of(results: Report | Records) -> Records:
 class RecordWriter:
     """Appends a line to a records file as each thing happens; the line is in the file when the call returns.
 
-    Raises UsageError where the file cannot be opened (a link is not followed) or written (a full disk), or another writer
-    has it. The first line must be the run.
+    Raises UsageError where the file cannot be opened (a link is not followed) or written (a full disk), and then leaves no
+    part of a line in it, or where another writer has it. The first line must be the run.
     """
 
     def __init__(self, path: Path) -> None:
@@ -139,8 +143,14 @@ class RecordWriter:
         """Writes one value; a note is its text, and a trial of a comparison is called so with `kind="comparison"`."""
         line = memoryview(json.dumps(to_record(value, kind=kind), allow_nan=False).encode() + b"\n")
         with explained(f"{self._path} cannot be written"):
-            while line:
-                line = line[self._file.write(line) :]
+            end = os.fstat(self._file.fileno()).st_size
+            try:
+                while line:
+                    line = line[self._file.write(line) :]
+            except OSError:
+                with suppress(OSError):  # what is no file cannot be cut
+                    self._file.truncate(end)
+                raise
 
     def append_finding(self, finding: Finding, *, search_seconds: float, search_trials: int) -> None:
         """Writes how the search ended; its trials have lines of their own."""
@@ -226,9 +236,12 @@ def _assemble(path: Path, values: Sequence[tuple[str, Value]], notes: Iterable[s
     """The records of all lines, the first of which is the run."""
     run = values[0][1]
     assert isinstance(run, RunInfo)
-    trials = tuple(value for kind, value in values if kind == "trial" and isinstance(value, Trial))
+    attempts = tuple(value for kind, value in values if kind in ("trial", "evaluation") and isinstance(value, Trial))
+    trials, evaluations = (
+        _last_of_each_size(attempts, Purpose.TRAINING),
+        _last_of_each_size(attempts, Purpose.EVALUATION),
+    )
     comparison = tuple(value for kind, value in values if kind == "comparison" and isinstance(value, Trial))
-    evaluations = tuple(value for kind, value in values if kind == "evaluation" and isinstance(value, Trial))
     ends = {kind: value for kind, value in reversed(values) if isinstance(value, SearchEnd)}
     end, evaluation_end = ends.get("finding"), ends.get("evaluation_finding")
     if trials and not end and not comparison:
@@ -238,6 +251,7 @@ def _assemble(path: Path, values: Sequence[tuple[str, Value]], notes: Iterable[s
         notes = (*notes, f"The search of evaluation was not finished: {bounds}.")
     return Records(
         run=run,
+        attempts=attempts,
         trials=trials,
         throughput=tuple(value for _, value in values if isinstance(value, Throughput)),
         comparison=comparison,
@@ -253,6 +267,11 @@ def _assemble(path: Path, values: Sequence[tuple[str, Value]], notes: Iterable[s
         soaks=tuple(value for _, value in values if isinstance(value, Soak)),
         notes=(*(value for _, value in values if isinstance(value, str)), *notes),
     )
+
+
+def _last_of_each_size(attempts: Iterable[Trial], purpose: Purpose) -> tuple[Trial, ...]:
+    """Of a size that was tried again the last trial counts."""
+    return tuple({trial.micro_batch_size: trial for trial in attempts if trial.purpose is purpose}.values())
 
 
 def _finding(path: Path, end: SearchEnd, trials: tuple[Trial, ...], purpose: Purpose = Purpose.TRAINING) -> Finding:

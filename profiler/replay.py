@@ -60,13 +60,13 @@ class Replay:
         """Everything that `records` hold."""
         if records is None:
             return cls()
-        tried = {Purpose.TRAINING: records.trials, Purpose.EVALUATION: records.evaluations}
+        tried = {purpose: [trial for trial in records.attempts if trial.purpose is purpose] for purpose in Purpose}
         seconds = {
             Purpose.TRAINING: records.search_seconds,
             Purpose.EVALUATION: records.evaluation_search_seconds,
         }
         return cls(
-            trials={purpose: list(trials) for purpose, trials in tried.items()},
+            trials=tried,
             throughput=list(records.throughput),
             comparison=list(records.comparison),
             checks=[records.equivalence] if records.equivalence else [],
@@ -76,7 +76,7 @@ class Replay:
             notes=list(records.notes),
             run=records.run,
             resumed=Resumed(
-                trials=sum(map(len, tried.values())), timings=len(records.throughput), compared=len(records.comparison)
+                trials=len(records.attempts), timings=len(records.throughput), compared=len(records.comparison)
             ),
             search_seconds={purpose: took for purpose, took in seconds.items() if took is not None},
             trial_seconds={

@@ -79,8 +79,10 @@ class RunFolder:
         with explained(f"{path} cannot be written"):
             trace = path / (RECORDS + PART_SUFFIX)
             trace.unlink(missing_ok=True)
-            trace.touch(exist_ok=False)
-            trace.unlink()
+            try:
+                trace.touch(exist_ok=False)
+            finally:
+                trace.unlink(missing_ok=True)
         return cls(path=path, made=made)
 
     @classmethod

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from math import isfinite
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
@@ -190,13 +191,25 @@ def guarded(setting: Setting, job: Callable[[Device, Phase], T]) -> Done[T]:
     try:
         result = job(device, phase)
     except (Exception, SystemExit) as error:  # a script that ends itself is a bug in the workload
-        device.close()  # first: making a report needs memory too
+        _close(device)  # first: making a report needs memory too
         result = _failed(error, device, phase, time.perf_counter() - start)
     finally:  # an interrupt passes, and must not leave the caller's process under the budget
-        device.close()
+        _close(device)
     # The exception and its traceback, which hold the tensors of the frames, are gone from here on.
-    clean = device.release() and not isinstance(result, Failed)
-    return Done(result=result, worker_is_clean=clean)
+    return Done(result=result, worker_is_clean=release(device) and not isinstance(result, Failed))
+
+
+def _close(device: Device) -> None:
+    with suppress(RuntimeError):  # one that is lost answers nothing any more, and the job's own error says so
+        device.close()
+
+
+def release(device: Device) -> bool:
+    """Give back what can be given back; whether memory is as it was, which it is not on a device that is lost."""
+    try:
+        return device.release()
+    except RuntimeError:
+        return False
 
 
 def _failed(error: BaseException, device: Device, phase: Phase, seconds: float) -> Failed:

@@ -9,7 +9,7 @@ import typer
 
 from profiler.commands import NOT_EQUAL, arguments
 from profiler.commands.check_tables import check_lines, check_tables
-from profiler.commands.console import errors, handled, output
+from profiler.commands.console import errors, handled, output, printing
 from profiler.commands.progress import Progress
 from profiler.commands.tables import print_lines
 from profiler.equivalence import DEFAULT_CHECKED_SAMPLES, Equivalence
@@ -59,7 +59,8 @@ def check(
                 progress(event)
 
             equivalence = check_equivalence(target, effective_batch, options, observe=observe)
-        _print(equivalence, began[0], as_json=as_json)
+        with printing():
+            _print(equivalence, began[0], as_json=as_json)
         if not equivalence.equal:
             raise typer.Exit(NOT_EQUAL)
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from profiler.commands import arguments
-from profiler.commands.console import errors, handled, output
+from profiler.commands.console import errors, handled, output, printing
 from profiler.commands.progress import Progress
 from profiler.commands.recording import Recording
 from profiler.commands.tables import comparison_table, print_lines
@@ -62,9 +62,10 @@ def compare(
                 run=compared.run, trials=compared.trials, comparison=compared.comparison, notes=compared.notes
             )
             files = recording.finish(records)
-        if as_json:
-            print(json.dumps(to_json_document(records, files), indent=2))
-            return
-        comparison_table(records.comparison, records.run.capacity_bytes).print(output())
-        print_lines(output(), (f"note: {note}" for note in records.notes))
-        print_lines(output(), (str(path) for path in files))
+        with printing():
+            if as_json:
+                print(json.dumps(to_json_document(records, files), indent=2))
+                return
+            comparison_table(records.comparison, records.run.capacity_bytes).print(output())
+            print_lines(output(), (f"note: {note}" for note in records.notes))
+            print_lines(output(), (str(path) for path in files))

@@ -10,8 +10,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from profiler.commands import INTERRUPTED
-from profiler.errors import MicrobatchError, WorkloadError
+from profiler.commands import INTERRUPTED, forget_output
+from profiler.errors import MicrobatchError, UsageError, WorkloadError
 
 
 def output() -> Console:
@@ -22,6 +22,22 @@ def output() -> Console:
 def errors() -> Console:
     """Standard error, likewise."""
     return Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+
+
+@contextmanager
+def printing() -> Iterator[None]:
+    """What is printed inside has been written at its end; UsageError where it cannot be (a full disk)."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        forget_output()
+        raise UsageError(
+            f"standard output cannot be written: {error.strerror or error}; send it somewhere else. What was written to "
+            "files is there all the same."
+        ) from error
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict
 
 from profiler.commands import arguments
-from profiler.commands.console import handled, output
+from profiler.commands.console import handled, output, printing
 from profiler.commands.tables import Table, print_lines
 from profiler.devices import Surveyed, survey
 from profiler.units import format_bytes
@@ -16,17 +16,22 @@ def devices(as_json: arguments.Json = False) -> None:
     """List the devices of this machine, their memory, and why one cannot be used."""
     with handled():
         found = survey()
-        if as_json:
-            print(json.dumps({"schema": 1, "devices": [asdict(device) for device in found]}, indent=2))
-            return
-        console = output()
-        devices_table(found).print(console)
-        for device in found:
-            if device.why_not is not None:
-                print_lines(console, (f"{device.name}: {device.why_not}",))
-            elif device.facts is not None:
-                facts = ", ".join(f"{name} {value}" for name, value in device.facts.environment.items())
-                print_lines(console, (f"{device.name}: {facts}",))
+        with printing():
+            _print(found, as_json=as_json)
+
+
+def _print(found: tuple[Surveyed, ...], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"schema": 1, "devices": [asdict(device) for device in found]}, indent=2))
+        return
+    console = output()
+    devices_table(found).print(console)
+    for device in found:
+        if device.why_not is not None:
+            print_lines(console, (f"{device.name}: {device.why_not}",))
+        elif device.facts is not None:
+            facts = ", ".join(f"{name} {value}" for name, value in device.facts.environment.items())
+            print_lines(console, (f"{device.name}: {facts}",))
 
 
 def devices_table(found: tuple[Surveyed, ...]) -> Table:

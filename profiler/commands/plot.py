@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from profiler.commands.console import handled, output
+from profiler.commands.console import handled, output, printing
 from profiler.commands.tables import print_lines
 
 
@@ -16,4 +16,6 @@ def plot(folder: Annotated[Path, typer.Argument(help="The folder of a run, as pr
     with handled():
         from profiler.run_folder import redraw
 
-        print_lines(output(), (str(path) for path in redraw(folder)))
+        paths = redraw(folder)
+        with printing():
+            print_lines(output(), (str(path) for path in paths))

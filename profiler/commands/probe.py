@@ -10,7 +10,7 @@ import typer
 
 from profiler.commands import arguments
 from profiler.commands.check_tables import verdict_line
-from profiler.commands.console import errors, handled, output
+from profiler.commands.console import errors, handled, output, printing
 from profiler.commands.progress import Progress
 from profiler.commands.recording import Recording
 from profiler.commands.resuming import resumed
@@ -123,7 +123,8 @@ def probe(
             observe = recording.also(progress)
             report = run_probe(target, options, comparison=comparison, check=check, resume=records, observe=observe)
             files = recording.finish(report)
-        _print(report, target, files, as_json=as_json)
+        with printing():
+            _print(report, target, files, as_json=as_json)
         trained, evaluated = report.finding, report.evaluation
         if trained is not None and (trained.largest_fit == 0 or (effective_batch is not None and report.plan is None)):
             raise NothingFits(report.notes[-1])

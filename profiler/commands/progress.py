@@ -56,6 +56,14 @@ class Progress:
         """Show `event`."""
         if self._quiet:
             return
+        try:
+            self._show(event)
+        except BrokenPipeError:
+            raise
+        except OSError:  # a full disk under a log: what cannot be shown stops nothing
+            self._quiet = True
+
+    def _show(self, event: Event) -> None:
         if isinstance(event, Began):
             self._capacity_bytes = event.run.capacity_bytes
         if isinstance(event, Started) and self._status is not None:

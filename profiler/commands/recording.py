@@ -108,10 +108,11 @@ class Recording:
 
     def _begin(self) -> RecordWriter:
         assert self._folder is not None, "a size is tried after the run has begun"
-        self._writer = self._folder.writer()
+        writer = self._folder.writer()
         for value in self._waiting:
-            self._writer.append(value)
-        return self._writer
+            writer.append(value)
+        self._writer = writer  # only now: records that an interrupt leaves without their run are none
+        return writer
 
     def _append(self, writer: RecordWriter, event: Event) -> None:
         self._has_written = True

@@ -31,6 +31,7 @@ class Verdict(StrEnum):
     NEVER = "never"  # it is known, and something else
     CEILING = "ceiling"  # another limit on the size than memory
     TOO_FEW = "too few"  # a limit from below: larger sizes can be trained
+    LOST = "lost"  # the device itself is gone
     UNKNOWN = "unknown"
 
 
@@ -90,6 +91,7 @@ class _Meaning:
 
 
 _BUG = _Meaning("a mistake in the workload, not memory", Verdict.NEVER, Verdict.NEVER)
+_GONE = _Meaning("the device itself failed or is gone", Verdict.UNKNOWN, Verdict.LOST)
 _CEILING = _Meaning("another limit than the device's memory", Verdict.CEILING, Verdict.CEILING)
 _TOO_FEW = _Meaning("the model trains larger micro-batches only", Verdict.TOO_FEW, Verdict.TOO_FEW)
 _GPU_FULL = _Meaning("the GPU is out of memory", Verdict.NEVER, Verdict.CERTAIN)
@@ -121,6 +123,14 @@ class _Rule:
 _RULES = (
     # Errors that leave the CUDA context unusable (CUDA runtime API, cudaError_t).
     _Rule(_BUG, (r"device-side assert triggered|an illegal memory access was encountered|misaligned address",)),
+    # A card that fell off its bus, was reset or taken away (CUDA runtime API, NVML): no size and no code is the reason.
+    _Rule(
+        _GONE,
+        (
+            r"no CUDA-capable device is detected|No CUDA GPUs are available|GPU is lost|GPU has fallen off the bus",
+            r"CUDA-capable device\(s\) is/are busy or unavailable|uncorrectable (?:NVLink|ECC) error",
+        ),
+    ),
     # Triton: the on-chip memory of one kernel. Before the classes, since torch's compiler can name it OutOfMemoryError.
     _Rule(_CEILING, (r"out of resource: [\w ]*",)),
     # Device memory by class. CuPy's is a MemoryError as well, so it comes before the host's.
@@ -216,6 +226,7 @@ _LAST_WORDS = re.compile(
 )
 # Between exceptions of one standing: a bug is reported, whatever else went wrong with it.
 _PRECEDENCE = (
+    Verdict.LOST,
     Verdict.NEVER,
     Verdict.TOO_FEW,
     Verdict.CEILING,
@@ -232,6 +243,11 @@ def classify(failure: Failure, *, device_type: str) -> Judgement:
     if failure.exit_status is not None:
         return _classify_death(failure.exit_status, failure.stderr, device_type)
     return _classify_errors(failure.errors, device_type)
+
+
+def was_killed(failure: Failure) -> bool:
+    """Whether the worker was ended by a signal that memory is only one reason for: it says nothing about a size by itself."""
+    return failure.exit_status is not None and _signal_of(failure.exit_status) in _SIGNALS
 
 
 def confirms(
@@ -269,11 +285,15 @@ def _recognise(error: Raised, device_type: str) -> Judgement | None:
 
 def _classify_death(exit_status: int, output: str, device_type: str) -> Judgement:
     """A process that exits or aborts says why, one that is killed cannot; shells add 128 to the signal's number."""
-    signal = -exit_status if exit_status < 0 else max(exit_status - 128, 0)
+    signal = _signal_of(exit_status)
     if signal in _SIGNALS:
         return _HOST_FULL.judgement(f"the worker was ended by {_SIGNALS[signal]}", device_type)
     said = _last_words(output) if signal in (0, 6) else ""  # it exited, or SIGABRT
     return _classify_errors([Raised(classes=(), text=said)], device_type)
+
+
+def _signal_of(exit_status: int) -> int:
+    return -exit_status if exit_status < 0 else max(exit_status - 128, 0)
 
 
 def _last_words(output: str) -> str:

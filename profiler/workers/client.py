@@ -8,7 +8,6 @@ import pickle
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, TypeVar
@@ -58,7 +57,8 @@ class ForkServer:
         requests_out, self._requests = os.pipe()
         self._replies, replies_in = os.pipe()
         program = _PROGRAM.format(path=sys.path, requests=requests_out, replies=replies_in, imports=self._imports)
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process, closed in close()
+        # In memory: a folder for temporary files may be full, read-only or missing.
+        self._errors = os.fdopen(os.memfd_create("server-output"), "w+b")
         try:
             self._process = subprocess.Popen(
                 # Unbuffered: the last words of a worker that dies must have been written.
@@ -70,6 +70,9 @@ class ForkServer:
                 stderr=self._errors,
                 start_new_session=True,  # an interrupt at the terminal is the caller's to handle
             )
+        except BaseException:  # an interrupt too: a server that started all the same ends with its pipe
+            self._close_pipes()
+            raise
         finally:
             os.close(requests_out)
             os.close(replies_in)
@@ -85,7 +88,15 @@ class ForkServer:
             reply: Returned | Died | TimedOut = receive(self._replies)
         except (EOFError, BrokenPipeError) as error:
             raise TrialError(f"the fork server ended: {self._last_words()}") from error
-        return pickle.loads(reply.value) if isinstance(reply, Returned) else reply
+        if not isinstance(reply, Returned):
+            return reply
+        try:
+            return pickle.loads(reply.value)
+        except Exception as error:  # a class of the user's that is not here, or one that cannot be made again
+            raise TrialError(
+                f"what the worker found cannot be read in this process ({type(error).__name__}: {error}): raise errors of "
+                "Python's own classes in the workload, or import the module of your own before probing."
+            ) from error
 
     def close(self) -> None:
         """End the server and its workers."""
@@ -99,6 +110,11 @@ class ForkServer:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+        os.close(self._replies)
+        self._errors.close()
+
+    def _close_pipes(self) -> None:
+        os.close(self._requests)
         os.close(self._replies)
         self._errors.close()
 

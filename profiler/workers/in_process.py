@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from profiler.devices import open_device
 from profiler.switches import Switches
-from profiler.trial import Done, Setting
+from profiler.trial import Done, Failed, Setting, release
 from profiler.workload import Workload
 
 T = TypeVar("T")
@@ -43,15 +44,26 @@ class InProcessRunner:
     def size(self, function: Callable[..., Done[T]], *arguments: Any, timeout_seconds: float, fresh: bool) -> T | Any:
         """Call `function(*arguments)`, whose first argument is the Setting, and restore what training changed."""
         setting, *rest = arguments
-        with preserved(setting) as held:
-            result = function(held, *rest).result
-        del held  # and with it the optimizer, whose memory goes back to the device here
-        open_device(setting.device).release()
+        result = _restoring(function, setting, *rest)
+        # What the job held has ended with it, the optimizer too, whose memory goes back to the device here.
+        release(open_device(setting.device))
         return result
 
     def time(self, function: Callable[..., Done[T]], *arguments: Any, timeout_seconds: float, fresh: bool) -> T | Any:
         """The same: there is no second kind of worker here."""
         return self.size(function, *arguments, timeout_seconds=timeout_seconds, fresh=fresh)
+
+
+def _restoring(function: Callable[..., Done[T]], setting: Setting, *rest: Any) -> T | Failed:
+    result: T | Failed | None = None
+    try:
+        with preserved(setting) as held:
+            result = function(held, *rest).result
+    except RuntimeError:  # tensors on a device that was lost cannot be put back; the job's own error says what happened
+        if not isinstance(result, Failed):
+            raise
+    assert result is not None, "a job has a result"
+    return result
 
 
 @contextmanager
@@ -60,11 +72,11 @@ def preserved(setting: Setting) -> Iterator[Setting]:
 
     That is: modules, parameters, buffers, gradients, requires_grad and train/eval modes of a live model; the state and
     settings of an optimizer that the workload hands out; random states of torch, CUDA, Python and NumPy; torch's global
-    switches. Tensors are the same objects in the same memory. Attributes that a model keeps elsewhere are its own affair.
+    switches; the current directory. Tensors are the same objects in the same memory. Attributes that a model keeps elsewhere are its own affair.
     """
     workload = setting.source.load()
     switches, records_gradients = Switches.of_caller(), torch.is_grad_enabled()
-    with ExitStack() as restore:
+    with ExitStack() as restore, directory_kept():
         restore.callback(_random_states())
         restore.callback(torch.set_grad_enabled, records_gradients)
         restore.callback(switches.apply)
@@ -78,6 +90,17 @@ def preserved(setting: Setting) -> Iterator[Setting]:
         if workload.model_is_live:
             restore.callback(_model_state(workload.build_model()))
         yield replace(setting, source=HeldSource(workload=replace(workload, optimizer=optimizer)))
+
+
+@contextmanager
+def directory_kept() -> Iterator[None]:
+    """The current directory is afterwards what it was: results are written below it."""
+    before = os.open(os.curdir, os.O_RDONLY)
+    try:
+        yield
+    finally:
+        os.fchdir(before)
+        os.close(before)
 
 
 @contextmanager

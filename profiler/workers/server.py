@@ -18,24 +18,29 @@ import sys
 import time
 from dataclasses import dataclass
 
-from profiler.workers.protocol import Died, Job, Reply, Returned, TimedOut, receive, send
+from profiler.workers.descendants import adopt, children, end_all
+from profiler.workers.protocol import Died, Job, Reply, Returned, TimedOut, framed, receive, send, whole
 
 _OUTPUT_TAIL_BYTES = 20_000
 _PR_SET_PDEATHSIG = 1
 # The memory of a large process takes the kernel some seconds to take back.
 _DYING_SECONDS = 10.0
-# The system's clocks end somewhere, and a time limit may be infinite.
-_LONGEST_WAIT_SECONDS = 3600.0
+# A dead worker whose pipe a child of its own holds open is looked for this often.
+_BETWEEN_LOOKS_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Worker:
-    """A forked child: its process id, the pipe that jobs go down, the one that results come up, and what it prints."""
+    """A forked child: its process id, the pipe that jobs go down, the one that results come up, and what it prints.
+
+    others: the server's children that were there before it.
+    """
 
     pid: int
     jobs: int
     results: int
     output: int
+    others: frozenset[int]
 
 
 def serve(requests: int, replies: int, imports: tuple[str, ...] = ()) -> None:
@@ -43,6 +48,7 @@ def serve(requests: int, replies: int, imports: tuple[str, ...] = ()) -> None:
 
     imports: modules that every job needs, beside torch.
     """
+    adopt()
     _import(imports)
     # What the imports made stays for good: workers need not search it for garbage, 0.2 s each time.
     gc.collect()
@@ -88,7 +94,7 @@ def _fork(*, inherited: tuple[int, ...]) -> _Worker:
     jobs_out, jobs_in = os.pipe()
     results_out, results_in = os.pipe()
     output = os.memfd_create("worker-output")
-    server = os.getpid()
+    server, others = os.getpid(), children()
     pid = os.fork()
     if pid == 0:
         for descriptor in (*inherited, jobs_in, results_out):
@@ -97,7 +103,8 @@ def _fork(*, inherited: tuple[int, ...]) -> _Worker:
         os._exit(0)
     os.close(jobs_out)
     os.close(results_in)
-    return _Worker(pid=pid, jobs=jobs_in, results=results_out, output=output)
+    os.set_blocking(jobs_in, False)
+    return _Worker(pid=pid, jobs=jobs_in, results=results_out, output=output, others=others)
 
 
 def _work(jobs: int, results: int, output: int, server: int) -> None:
@@ -109,6 +116,7 @@ def _work(jobs: int, results: int, output: int, server: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.dup2(output, 1)
     os.dup2(output, 2)
+    pipe = os.fstat(results)
     while True:
         try:
             job: Job = receive(jobs)
@@ -116,8 +124,11 @@ def _work(jobs: int, results: int, output: int, server: int) -> None:
             return
         function, arguments = pickle.loads(job.call)
         done = function(*arguments)
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):  # what the job printed is its own, and so is closing where it printed
+                stream.flush()
+        # A job that closed what it did not open may have opened a file of its own under that number.
+        assert os.path.samestat(os.fstat(results), pipe), "the job closed this worker's pipe"
         send(results, (Returned(value=pickle.dumps(done.result)), done.worker_is_clean))
 
 
@@ -125,30 +136,64 @@ def _run(worker: _Worker, job: Job, requests: int) -> tuple[Reply | None, bool]:
     """The reply to `job`, and whether the worker can serve another; None where the caller closed the connection."""
     start = time.monotonic()
     deadline = start + job.timeout_seconds
-    with contextlib.suppress(BrokenPipeError):  # it died: seen below
-        send(worker.jobs, job)
+    unsent, received = memoryview(framed(job)), bytearray()
     while True:
         left = deadline - time.monotonic()
         if left <= 0:
             return TimedOut(seconds=time.monotonic() - start, output=_output(worker)), False
-        ready, _, _ = select.select([worker.results, requests], [], [], min(left, _LONGEST_WAIT_SECONDS))
+        sending = [worker.jobs] if unsent else []
+        ready, room, _ = select.select([worker.results, requests], sending, [], min(left, _BETWEEN_LOOKS_SECONDS))
+        if room:
+            unsent = _sent(worker, unsent)
         if worker.results in ready:
-            try:
-                reply, clean = receive(worker.results)
-            except (EOFError, pickle.UnpicklingError):
+            piece = os.read(worker.results, 2**20)
+            if not piece:
                 return Died(exit_status=_wait(worker), output=_output(worker)), False
-            return reply, clean
-        if requests in ready:  # nothing is asked while a job runs, so this is the end of the connection
+            received += piece
+            try:
+                result = _result(received)
+            except Exception:  # a pickle of something else can raise anything
+                return Died(exit_status=None, output=_output(worker), is_garbled=True), False
+            if result is not None:
+                return result
+        elif requests in ready:  # nothing is asked while a job runs, so this is the end of the connection
             return None, False
+        elif not room and (status := _ended(worker)) is not None:
+            return Died(exit_status=status, output=_output(worker)), False
+
+
+def _sent(worker: _Worker, unsent: memoryview) -> memoryview:
+    """What of `unsent` is left after the worker took what it could."""
+    try:
+        return unsent[os.write(worker.jobs, unsent) :]
+    except BrokenPipeError:  # it died, which its other pipe tells
+        return unsent[:0]
+
+
+def _result(received: bytearray) -> tuple[Returned, bool] | None:
+    """What the worker sent, None while more must come; raises where that is no result."""
+    body = whole(received)
+    if body is None:
+        return None
+    returned, clean = pickle.loads(body)
+    if not (isinstance(returned, Returned) and isinstance(returned.value, bytes) and isinstance(clean, bool)):
+        raise ValueError("what came is no result")
+    return returned, clean
+
+
+def _ended(worker: _Worker) -> int | None:
+    """The exit status of a worker that is no more; None while it runs."""
+    pid, status = os.waitpid(worker.pid, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if pid else None
 
 
 def _wait(worker: _Worker) -> int | None:
     """The exit status of a worker that closed its pipe; None, once it is killed, where it lives on."""
     deadline = time.monotonic() + _DYING_SECONDS
     while time.monotonic() < deadline:
-        pid, status = os.waitpid(worker.pid, os.WNOHANG)
-        if pid:
-            return os.waitstatus_to_exitcode(status)
+        status = _ended(worker)
+        if status is not None:
+            return status
         time.sleep(0.01)
     os.kill(worker.pid, signal.SIGKILL)
     os.waitpid(worker.pid, 0)
@@ -162,6 +207,7 @@ def _end(worker: _Worker) -> None:
             kill(worker.pid, signal.SIGKILL)
     with contextlib.suppress(ChildProcessError):
         os.waitpid(worker.pid, 0)
+    end_all(worker.others)
     for descriptor in (worker.jobs, worker.results, worker.output):
         os.close(descriptor)
 

@@ -20,6 +20,7 @@ LAYERS = (
     # What to try and what to choose; the curve through what was tried.
     ("plan", "curve"),
     ("search",),
+    ("surprise",),
     # A run's results, to files and figures.
     ("report",),
     ("events", "lines", "files"),
@@ -50,7 +51,7 @@ LAYERS = (
 
 PURE = (
     *("errors", "units", "outcomes", "search", "plan", "curve", "report", "events", "lines", "codec"),
-    *("nearest", "files", "tracebacks", "equivalence", "nests", "parts", "windows", "soak"),
+    *("nearest", "files", "tracebacks", "equivalence", "nests", "parts", "windows", "soak", "surprise"),
 )
 
 # Every package that is not Python's own, and the modules that may import it, at the top or inside a function.

@@ -18,7 +18,7 @@ from torch._inductor.exc import InductorError
 from profiler.devices.out_of_memory import ABOUT_CAPACITY, NEARLY_FULL, Failure, Raised, Verdict, classify, confirms
 from profiler.units import GIB, MIB
 
-CERTAIN, SUSPECT, HOST, NEVER, CEILING, TOO_FEW, UNKNOWN = Verdict
+CERTAIN, SUSPECT, HOST, NEVER, CEILING, TOO_FEW, LOST, UNKNOWN = Verdict
 DEVICE_TYPES = ("cpu", "cuda")
 E = TypeVar("E", bound=BaseException)
 

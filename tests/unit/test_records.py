@@ -181,7 +181,7 @@ evaluations = st.builds(
 
 @st.composite
 def searches(draw: st.DrawFn, tries: st.SearchStrategy[Trial] = trials) -> Finding:
-    tried = tuple(draw(st.lists(tries, max_size=6)))
+    tried = tuple(draw(st.lists(tries, max_size=6, unique_by=lambda trial: trial.micro_batch_size)))
     fitting = [trial.micro_batch_size for trial in tried if trial.fits]
     failing = [trial.micro_batch_size for trial in tried if not trial.fits]
     least = min(failing, default=None)
