@@ -101,19 +101,19 @@ def theirs(task: Task) -> dict[str, Any]:
 
 
 def truth(task: Task) -> dict[str, Any]:
-    """The edge by doubling and bisection, then both of its sizes again; every trial in a process of its own."""
+    """The edge by doubling and bisection, each trial in a process of its own; then both of its sizes again, under new servers."""
     with open_prober(task.target, task.options, unobserved) as (prober, run):
         prober = replace(prober, compiled=True)  # which gives every size a fresh worker, on every device
         start = time.monotonic()
         edge = bisect(prober)
         seconds = time.monotonic() - start
         counts = _counts(tuple(prober.trials.values()))
-        pairs = [(_again(prober, edge), _again(prober, edge + 1)) for _ in range(REPEATS)]
+        pairs = [_anew(task, edge, edge + 1) for _ in range(REPEATS)]
         low, high = band(
             edge,
             [fits for (fits, _), _ in pairs],
             [fits for _, (fits, _) in pairs],
-            lambda size: [_again(prober, size)[0] for _ in range(REPEATS)],
+            lambda size: [_anew(task, size)[0][0] for _ in range(REPEATS)],
         )
         return {
             "answer": edge,
@@ -157,11 +157,17 @@ def band(edge: int, at: list[bool], above: list[bool], repeat: Any) -> tuple[int
     return low, high
 
 
+def _anew(task: Task, *sizes: int) -> list[tuple[bool, float]]:
+    """The trials of `sizes` under a fork server of their own: an edge can hold under one server and lie elsewhere under the next."""
+    with open_prober(task.target, task.options, unobserved) as (prober, _):
+        prober = replace(prober, compiled=True)
+        return [_again(prober, size) for size in sizes]
+
+
 def _again(prober: Prober, size: int) -> tuple[bool, float]:
     """Whether it fits this time, and the seconds of the trial."""
     if size < 1:
         return True, 0.0
-    prober.trials.pop(size, None)
     start = time.monotonic()
     fits = prober.try_size(size, "once more").fits
     return fits, time.monotonic() - start

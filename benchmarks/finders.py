@@ -3,7 +3,7 @@
 Every workload is measured in this order, each entry in a Python process of its own:
 
 truth     doubling and bisection by our trial, each trial in a fresh worker; then the answer and the answer + 1 five times
-          each. Where these flip, the truth is a band, and any answer inside is exact. The median of the five pairs' seconds
+          each, every pair under a fork server of its own. Where these flip, the truth is a band, and any answer inside is exact. The median of the five pairs' seconds
           is the least possible: one trial at the answer, one at the answer + 1. Its own row is called "bisection".
 finders   microbatch            profiler.finder.find_largest. `seconds` is that search in open workers, `whole_seconds` the
                                 call from nothing: start of the fork server, loading, search, end.

@@ -102,7 +102,6 @@ def _seconds(ax: Axes, rows: Sequence[Row], found: Sequence[Summary]) -> None:
     _ticks(ax, [tick for tick in (0.1, 0.2, 0.5, *TICKS) if low <= tick <= high], {})
     ax.set_xlabel("seconds of the whole call / least possible", fontsize=FONT_POINTS)
     ax.set_title("Its cost", fontsize=TITLE_POINTS, fontweight="bold", loc="left")
-    ax.tick_params(axis="y", length=0)
     _plain(ax, len(found))
 
 
@@ -127,6 +126,7 @@ def _ticks(ax: Axes, ticks: Sequence[float], names: dict[float, str]) -> None:
 
 def _plain(ax: Axes, count: int) -> None:
     ax.tick_params(labelsize=FONT_POINTS)
+    ax.tick_params(axis="y", length=0)
     ax.spines[["top", "right", "left"]].set_visible(False)
     ax.grid(visible=True, axis="x", color="#E5E5E5", linewidth=0.8)
     for index in range(0, count, 2):
