@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: probe test lint check results gpu clean
+.PHONY: probe test lint check results finders gpu clean
 
 probe: .venv/probe.stamp
 	$(BIN)/microbatch probe --effective-batch 256
@@ -24,6 +24,11 @@ results: .venv/test.stamp
 	$(BIN)/python -m benchmarks.search_cost
 	$(BIN)/python -m benchmarks.readme
 
+# Finders that people use beside ours, on the CPU, and what the README says of them.
+finders: .venv/finders.stamp
+	$(BIN)/python -m benchmarks.finders
+	$(BIN)/python -m benchmarks.readme
+
 # On a machine with a GPU, with its own python3 and nothing installed.
 gpu:
 	$(PYTHON) -m benchmarks.gpu
@@ -38,6 +43,10 @@ gpu:
 .venv/test.stamp: pyproject.toml constraints.txt | .venv/bin/python
 	$(PIP) install --constraint constraints.txt --editable '.[test]'
 	touch $@ .venv/probe.stamp
+
+.venv/finders.stamp: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) install --constraint constraints.txt --editable '.[test,benchmarks]'
+	touch $@ .venv/test.stamp .venv/probe.stamp
 
 clean:
 	rm -rf .venv

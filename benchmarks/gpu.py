@@ -4,11 +4,12 @@ Parts run in the order of PARTS, the most important first. One is begun only if 
 ended when twice that, or all, is over; whatever becomes of it, the rest goes on. Estimated for an H100: a fork server is
 up in 5 to 7 s, a fresh worker (context, cuDNN, its library's import, the model) in 2 to 4 s; a trial near the edge takes 2
 to 6 s more, a timed size 2 s, and a search some 7 fresh workers. The parts up to text-gpt add up to nine minutes; what
-is left out is said, and a second call can name it. Results so far are packed after every part into gpu_results.tar.gz, in
-the folder that the environment variable OUT names, else in results/.
+is left out is said, and a second call can name it (other finders take as long as all the rest). Results so far are packed
+after every part into gpu_results.tar.gz, in the folder that the environment variable OUT names, else in results/.
 
-results/gpu_<card>/         summary.csv, environment.json, and what each part printed
-results/<workload>_<card>/  a probe's folder
+results/gpu_<card>/               summary.csv, environment.json, and what each part printed
+results/<workload>_<card>/        a probe's folder
+results/finders_<budget>_<card>/  finders side by side
 
     python -m benchmarks.gpu [--seconds 540] [PART ...]
 """
@@ -26,7 +27,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from benchmarks.gpu_results import RESULTS, json_bytes, keep, pack, read_json, row_of, this_card
+from benchmarks.gpu_results import RESULTS, how_ended, json_bytes, keep, pack, read_json, row_of, this_card
 from profiler.commands import NOT_EQUAL
 from profiler.devices import open_device
 from profiler.document import to_json_document
@@ -94,7 +95,18 @@ class Check:
     seconds: float
 
 
-Part = Tests | Probe | Search | Check
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finders:
+    """`benchmarks.finders` on each target under one budget; a finder whose library is missing is a row that says so."""
+
+    name: str
+    targets: tuple[str, ...]
+    budget: str
+    precision: str
+    seconds: float
+
+
+Part = Tests | Probe | Search | Check | Finders
 
 RESNET, VIT, GPT = "torchvision:resnet50", "timm:vit_base_patch16_224", "hf:gpt2"
 PARTS: tuple[Part, ...] = (
@@ -111,6 +123,8 @@ PARTS: tuple[Part, ...] = (
     Search(name="vit-16GiB", target=VIT, budgets=("16GiB",), precision="bf16", seconds=35),
     Probe(name="gpt2", target=GPT, budgets=("24GiB",), effective_batch=256, precision="bf16", seconds=110),
     Probe(name="vit", target=VIT, budgets=("24GiB",), effective_batch=512, precision="bf16", seconds=95),
+    Finders(name="finders-small", targets=("digits-resnet",), budget=SMALL[1], precision="fp32", seconds=260),
+    Finders(name="finders-large", targets=(RESNET, GPT), budget="24GiB", precision="bf16", seconds=500),
 )
 
 
@@ -167,6 +181,8 @@ def run(part: Part, card: str, folder: Path, seconds: float) -> str:
             return run_search(part, folder, seconds)
         case Check():
             return run_checks(part, folder, seconds)
+        case Finders():
+            return run_finders(part, card, folder, seconds)
 
 
 def run_tests(part: Tests, folder: Path, seconds: float) -> str:
@@ -175,7 +191,7 @@ def run_tests(part: Tests, folder: Path, seconds: float) -> str:
     output = folder / f"{part.name}.txt"
     status = call(command, output, output, seconds, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
     last = output.read_text(errors="replace").strip().rpartition("\n")[2].strip("= ")
-    return f"{'done' if status == 0 else 'failed'}: {shlex.join(command[1:])}, {_ended(status)}: {last}"
+    return f"{'done' if status == 0 else 'failed'}: {shlex.join(command[1:])}, {how_ended(status)}: {last}"
 
 
 def run_probe(part: Probe, card: str, folder: Path, seconds: float) -> str:
@@ -189,7 +205,7 @@ def run_probe(part: Probe, card: str, folder: Path, seconds: float) -> str:
         options += ["--output", str(RESULTS / f"{safe_name(part.target)}_{card}"), "--force", "--json"]
         command = [sys.executable, "cli.py", "probe", part.target, "--device", DEVICE, *options]
         status = call(command, document, folder / f"{part.name}.txt", deadline - time.monotonic())
-        outcome = f"{'done' if status == 0 else 'failed'}: {shlex.join(command[1:])}, {_ended(status)}"
+        outcome = f"{'done' if status == 0 else 'failed'}: {shlex.join(command[1:])}, {how_ended(status)}"
         if found := read_json(document):
             keep(folder, row_of(found, part=part.name, precision=part.precision, budget=budget))
         if status in (0, None):
@@ -245,10 +261,20 @@ def run_checks(part: Check, folder: Path, seconds: float) -> str:
         command = [sys.executable, "cli.py", "check", target, "--device", DEVICE, "--precision", part.precision]
         output = folder / f"check_{safe_name(target)}.txt"
         status = call(command, output, output, deadline - time.monotonic())
-        outcomes.append(f"{target}: {_ended(status)}")
+        outcomes.append(f"{target}: {how_ended(status)}")
         if status not in (0, NOT_EQUAL, None):
             return f"failed: {'; '.join(outcomes)}"
     return f"done: {'; '.join(outcomes)}"
+
+
+def run_finders(part: Finders, card: str, folder: Path, seconds: float) -> str:
+    """The table after every target, and a line for each of its rows as soon as it is known."""
+    options = f"--device {DEVICE} --memory-limit {part.budget} --precision {part.precision} --time-limit 90".split()
+    options += ["--output", str(RESULTS / f"finders_{part.budget}_{card}")]
+    command = [sys.executable, "-m", "benchmarks.finders", *options, *part.targets]
+    output = folder / f"{part.name}.txt"
+    status = call(command, output, output, seconds)
+    return f"{'done' if status == 0 else 'failed'}: {shlex.join(command[1:])}, {how_ended(status)}"
 
 
 def call(command: list[str], output: Path, errors: Path, seconds: float, **environment: str) -> int | None:
@@ -267,10 +293,6 @@ def call(command: list[str], output: Path, errors: Path, seconds: float, **envir
         except subprocess.TimeoutExpired:
             process.kill()
     return None
-
-
-def _ended(status: int | None) -> str:
-    return "ended at its time limit" if status is None else f"exit status {status}"
 
 
 if __name__ == "__main__":

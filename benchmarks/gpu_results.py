@@ -114,6 +114,11 @@ def card_name(description: str) -> str:
     return safe_name((model[0] if model else description).lower())
 
 
+def how_ended(status: int | None) -> str:
+    """A command's exit status in words; None where it was ended."""
+    return "ended at its time limit" if status is None else f"exit status {status}"
+
+
 def pack(card: str) -> None:
     """All results of this card as one archive."""
     target = Path(os.environ.get("OUT") or RESULTS) / ARCHIVE

@@ -1,4 +1,5 @@
-"""Writes the README's measured parts from the committed results: what commands printed, and what the search costs.
+"""Writes the README's measured parts from the committed results: what commands printed, what the search
+costs, and how other finders compare.
 
 python -m benchmarks.readme
 """
@@ -9,12 +10,15 @@ import csv
 import re
 from pathlib import Path
 
+from benchmarks.finder_rows import from_csv, goals, number, summaries
+
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 OUTPUT = ROOT / "results" / "digits-resnet_cpu" / "output.txt"
 CHECK = ROOT / "results" / "digits-resnet_cpu" / "check.txt"
 THREE_WAYS = ROOT / "results" / "three_ways_cpu" / "output.txt"
 COSTS = ROOT / "results" / "search_cost_cpu" / "table.csv"
+FINDERS = ROOT / "results" / "finders_cpu" / "table.csv"
 
 
 def main() -> None:
@@ -27,7 +31,8 @@ def updated(readme: str) -> str:
     readme = _replaced(readme, "output", f"```\n{printed(OUTPUT.read_text())}\n```")
     readme = _replaced(readme, "check", f"```\n{checked(CHECK.read_text())}\n```")
     readme = _replaced(readme, "three ways", f"```\n{_plain(THREE_WAYS.read_text())}\n```")
-    return _replaced(readme, "search cost", costs(COSTS.read_text()))
+    readme = _replaced(readme, "search cost", costs(COSTS.read_text()))
+    return _replaced(readme, "finders", finders(FINDERS.read_text()))
 
 
 def printed(output: str) -> str:
@@ -64,6 +69,25 @@ def costs(table: str) -> str:
             f"{row['search_out_of_memory']} | {bisection} |"
         )
     return "\n".join(lines)
+
+
+def finders(table: str) -> str:
+    """A row a finder, then the goals that ours is held to."""
+    rows = from_csv(table)
+    lines = [
+        "| finder | exact | answer / truth: median, worst | runs out of memory | no answer | seconds / least: median, worst | "
+        "whole call: median | out of memory, at most |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for found in summaries(rows):
+        events = "-" if found.most_out_of_memory is None else found.most_out_of_memory
+        lines.append(
+            f"| {found.finder} | {found.exact} of {found.workloads} | {number(found.median_ratio)}, {number(found.worst_ratio)} | "
+            f"{found.too_large} | {found.crashed} | {number(found.median_over_least)} ×, {number(found.worst_over_least)} × | "
+            f"{number(found.median_whole_over_least)} × | {events} |"
+        )
+    held = [f"- {'reached' if goal.reached else 'missed'}: {goal.text}: {goal.measured}" for goal in goals(rows)]
+    return "\n".join([*lines, "", *held])
 
 
 def _replaced(text: str, name: str, content: str) -> str:
