@@ -18,6 +18,10 @@ from profiler.errors import UsageError
 # How much larger than the largest fit a size may be while the lines disagree: an overshoot then costs one failed trial
 # and a bracket of this ratio, not a batch that takes minutes to make.
 GROWTH = 4
+# The same where memory hardly grows yet, so that the line crosses the capacity this many times further away: a model is large,
+# and a sample small.
+FLAT_GROWTH = 8
+FLAT = 64
 # Where the slopes of two lines put the crossing within this share of each other, they describe one line.
 AGREEMENT = 0.05
 # A peak is off its line by up to this share of the capacity: rounding to blocks, and what libraries keep for a shape.
@@ -32,6 +36,8 @@ NEAR = 1.05
 # A line that was carried beyond this many times its last size, and disproved, is taken to be off by this share.
 FAR = 1.25
 OFF = 1 / 64
+# Sizes are padded to this power of two or a larger one; steps of smaller ones are found as fast by halves.
+ROUND = 16
 # Steps along an end that was crept along grow by this factor; a bracket is halved once so many trials in a row crept.
 STRIDES = 8
 PATIENCE = 2
@@ -201,6 +207,8 @@ def _ascend(low: int, guess: _Guess | None, creeps: int) -> _Move:
     if guess is None:
         why = "memory hardly grows yet: a larger step" if low > 1 else "a second point for the line"
         return _Move(size=max(low, 1) * GROWTH, why=why)
+    if low >= GROWTH**2 and guess.size > FLAT * low and guess.doubt > AGREEMENT * guess.size:
+        return _Move(size=low * FLAT_GROWTH, why="memory hardly grows yet: a larger step")
     if guess.doubt > max(1.0, AGREEMENT * guess.size):
         size = max((low + guess.size) / 2, low + _stride(creeps, guess))
         return _Move(size=min(low * GROWTH, size), why="the line is still bending")
@@ -218,6 +226,11 @@ def _narrow(low: int, high: int, guess: _Guess | None, creeps: int) -> _Move:
     # Far apart, the sizes' ratio is unknown rather than their difference, so the middle is the geometric one.
     middle = sqrt(low * high) if high > 2 * low > 0 else (low + high) / 2
     patience = 1 if guess is not None and guess.size >= high > FAR * low else PATIENCE
+    if guess is not None and creeps and low > 0 and high <= NEAR * low:
+        # Memory that grows in steps does so where a size is padded: beyond a multiple of a power of two.
+        edge, power = _roundest(low, high)
+        if power >= ROUND:
+            return _Move(size=edge if edge > low else edge + 1, why=f"memory may grow in steps, and {edge} is round")
     if guess is None or guess.size > NEAR * high or creeps >= patience or high - low <= 2 * guess.grain:
         return _Move(size=middle, why=f"between {low}, which fits, and {high}, which does not")
     stride = min(_stride(creeps, guess), (high - low) / 2)
@@ -230,6 +243,14 @@ def _narrow(low: int, high: int, guess: _Guess | None, creeps: int) -> _Move:
     else:
         size, why = _target(low, guess), f"the line reaches the capacity near {guess.size:.0f}"
     return _Move(size=min(max(size, low + stride), high - stride), why=why)
+
+
+def _roundest(low: int, high: int) -> tuple[int, int]:
+    """The multiple of the largest power of two from `low` to below `high`, and that power."""
+    power = 1
+    while -(-low // (2 * power)) * 2 * power < high:
+        power *= 2
+    return -(-low // power) * power, power
 
 
 def _stride(creeps: int, guess: _Guess) -> float:
