@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from process.workloads import Scale, prober_of, rows, sgd, squares
+from profiler import find_accumulation_plan
 from profiler.errors import WorkloadError
 from profiler.events import Event, Noted
 from profiler.finder import climb, find_largest
@@ -130,3 +131,27 @@ def test_another_limit_than_memory_is_found_and_named(
     assert isinstance(misfit.outcome, Refused)
     assert said in misfit.outcome.message
     assert misfit.outcome.label == "refused"
+
+
+def test_a_plan_is_made_of_multiples(kept_servers: None) -> None:
+    plan = find_accumulation_plan(
+        workload(model=Fours), 40, device="cpu", memory_limit=16 * MIB, multiple_of=4, check=False
+    )
+
+    assert sum(plan.micro_batch_sizes) == 40
+    assert all(size % 4 == 0 for size in plan.micro_batch_sizes)
+    assert plan.verified_steps == 5
+
+
+def heavier_below_eight(model: nn.Module, batch: Tensor) -> Tensor:
+    copies = torch.ones(2**20, 4) if 4 <= len(batch) < 8 else torch.ones(1)
+    return squares(model, batch) + 0 * copies.sum()
+
+
+def test_memory_that_falls_with_the_size_is_said(runner: ProcessRunner) -> None:
+    events: list[Event] = []
+    prober = watched(runner, workload(loss=heavier_below_eight), events, 64 * MIB)
+    climb(prober, find_largest(prober, ceiling=16).largest_fit)
+
+    (note,) = [event.text for event in events if isinstance(event, Noted)]
+    assert note.startswith("memory does not rise with the micro-batch size everywhere: 4 needs ")

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from profiler.curve import Line, line_through_last
+from profiler.curve import Line, falls, line_through_last
 
 
 @pytest.mark.parametrize(
@@ -28,3 +28,19 @@ def test_a_line_goes_through_its_points_and_crosses_a_limit() -> None:
     assert (line.at(4), line.at(16), line.at(32)) == (40, 160, 320)
     assert line.crossing(1000) == 100
     assert Line.through((1, 50), (4, 50)).crossing(1000) is None
+
+
+@pytest.mark.parametrize(
+    ("points", "found"),
+    [
+        pytest.param([], None, id="nothing"),
+        pytest.param([(1, 100), (2, 100), (4, 300)], None, id="rising"),
+        pytest.param([(1, 100), (2, 95), (4, 300)], None, id="within the noise"),
+        pytest.param([(4, 300), (1, 100), (8, 250)], ((4, 300), (8, 250)), id="falling, in any order"),
+        pytest.param([(1, 300), (2, 295), (4, 285)], ((1, 300), (4, 285)), id="falling slowly"),
+    ],
+)
+def test_where_memory_falls_with_the_size(
+    points: list[tuple[int, int]], found: tuple[tuple[int, int], tuple[int, int]] | None
+) -> None:
+    assert falls(points, 10) == found
