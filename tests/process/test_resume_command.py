@@ -97,6 +97,10 @@ def test_an_interrupted_command_goes_on_where_it_was_and_runs_no_size_twice(tmp_
         "plan.json",
         "summed_loss.png",
         "summed_loss.csv",
+        "evaluation.png",
+        "evaluation.csv",
+        "soak.png",
+        "soak.csv",
     }
 
     ended = (folder / "run" / "records.jsonl").read_bytes()
