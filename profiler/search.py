@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from math import ceil, floor, inf, log2, sqrt
 
 from profiler.curve import Line
@@ -38,6 +39,8 @@ FAR = 1.25
 OFF = 1 / 64
 # Sizes are padded to this power of two or a larger one; steps of smaller ones are found as fast by halves.
 ROUND = 16
+# Two curvatures of one parabola differ by no more than this factor.
+PARABOLA = 2.0
 # Steps along an end that was crept along grow by this factor; a bracket is halved once so many trials in a row crept.
 STRIDES = 8
 PATIENCE = 2
@@ -88,7 +91,8 @@ class _Guess:
 
 def _guess(points: list[tuple[int, int]], capacity_bytes: int) -> _Guess | None:
     """The crossing by the last line that rises, doubted by how much the slope changed from the line before it."""
-    points = _telling(points, capacity_bytes)
+    told = _telling(points, capacity_bytes)
+    points = told[-3:]
     if len(points) < 2:
         return None
     last = Line.through(points[-2], points[-1])
@@ -106,11 +110,30 @@ def _guess(points: list[tuple[int, int]], capacity_bytes: int) -> _Guess | None:
         steeper *= min(1.0, span_before / span)
     reach = max(size - points[-1][0], 0.0)
     doubt = reach * abs(steeper) / last.bytes_per_sample
-    return _Guess(bytes_per_sample=last.bytes_per_sample, size=size, doubt=doubt, grain=grain)
+    return _Guess(bytes_per_sample=last.bytes_per_sample, size=size - _bend(told, size), doubt=doubt, grain=grain)
+
+
+def _bend(points: list[tuple[int, int]], size: float) -> float:
+    """By how much a parabola through the last three `points` crosses below `size`, the line's crossing; 0 without a fourth
+    point that lies on it too: a single bend is no parabola.
+
+    One step of Newton's method on divided differences.
+    """
+    if len(points) < 4:
+        return 0.0
+    slopes = [Line.through(*pair).bytes_per_sample for pair in pairwise(points)]
+    earlier, curvature = (
+        (slopes[place + 1] - slopes[place]) / (points[place + 2][0] - points[place][0]) for place in (0, 1)
+    )
+    if not 0 < curvature / PARABOLA < earlier < PARABOLA * curvature:
+        return 0.0
+    (before, _), (last, _) = points[-2:]
+    over = curvature * (size - last) * (size - before)
+    return over / (slopes[-1] + curvature * (2 * size - before - last))
 
 
 def _telling(points: list[tuple[int, int]], capacity_bytes: int) -> list[tuple[int, int]]:
-    """The last three of the sorted `points` whose lines tell a slope: those on a plateau, or too close together, do not.
+    """The last four of the sorted `points` whose lines tell a slope: those on a plateau, or too close together, do not.
 
     Rounding moves a line's crossing by as many times itself as the crossing is further away than the two points are apart.
     """
@@ -120,7 +143,7 @@ def _telling(points: list[tuple[int, int]], capacity_bytes: int) -> list[tuple[i
         reach = kept[1][0] - first[0] if len(kept) > 1 else _reach(point, first, capacity_bytes)
         if point[1] < first[1] and (first[0] - point[0] >= reach / LEVER or point[0] <= APART * first[0]):
             kept.insert(0, point)
-        if len(kept) == 3:
+        if len(kept) == 4:
             break
     return kept
 
