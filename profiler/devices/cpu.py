@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from profiler.devices.addresses import are_addresses_fixed
 from profiler.devices.base import Device, DeviceFacts, Peaks, Usage
 from profiler.devices.cgroup import cgroup_available_bytes
 from profiler.devices.glibc import heap_usage, since
@@ -84,6 +85,7 @@ class CpuDevice(Device):
                 "device_name": _processor_name(),
                 "threads": str(torch.get_num_threads()),
                 "libc": " ".join(platform.libc_ver()),
+                "addresses": "fixed" if are_addresses_fixed() else "randomized",
             },
         )
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, TypeVar
 
+from profiler.devices.addresses import addresses_fixed
 from profiler.errors import TrialError
 from profiler.trial import Done
 from profiler.workers.protocol import Died, Job, Returned, TimedOut, receive, send
@@ -32,11 +33,15 @@ class ForkServer:
     """Runs jobs in forked workers of one server process; a context manager that leaves no process behind.
 
     environment: variables set for the server and its workers beside the caller's own. imports: modules that the server
-    imports beside torch, before it forks. Started at the first job, or by `start`, which does not wait for it. Linux and other systems with fork only.
+    imports beside torch, before it forks. fixed_addresses: see `profiler.devices.addresses`. Started at the first job, or by
+    `start`, which does not wait for it. Linux and other systems with fork only.
     """
 
-    def __init__(self, environment: Mapping[str, str], imports: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, environment: Mapping[str, str], imports: tuple[str, ...] = (), *, fixed_addresses: bool = False
+    ) -> None:
         self._environment = dict(environment)
+        self._addresses = addresses_fixed if fixed_addresses else contextlib.nullcontext
         self._imports = imports
         self._process: subprocess.Popen[bytes] | None = None
         self._requests = -1
@@ -60,16 +65,17 @@ class ForkServer:
         # In memory: a folder for temporary files may be full, read-only or missing.
         self._errors = os.fdopen(os.memfd_create("server-output"), "w+b")
         try:
-            self._process = subprocess.Popen(
-                # Unbuffered: the last words of a worker that dies must have been written.
-                [sys.executable, "-u", "-c", program],
-                env={**os.environ, **self._environment},
-                pass_fds=(requests_out, replies_in),
-                stdin=subprocess.DEVNULL,
-                stdout=self._errors,
-                stderr=self._errors,
-                start_new_session=True,  # an interrupt at the terminal is the caller's to handle
-            )
+            with self._addresses():
+                self._process = subprocess.Popen(
+                    # Unbuffered: the last words of a worker that dies must have been written.
+                    [sys.executable, "-u", "-c", program],
+                    env={**os.environ, **self._environment},
+                    pass_fds=(requests_out, replies_in),
+                    stdin=subprocess.DEVNULL,
+                    stdout=self._errors,
+                    stderr=self._errors,
+                    start_new_session=True,  # an interrupt at the terminal is the caller's to handle
+                )
         except BaseException:  # an interrupt too: a server that started all the same ends with its pipe
             self._close_pipes()
             raise

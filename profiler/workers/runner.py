@@ -48,7 +48,7 @@ class ProcessRunner:
     ) -> None:
         added = dict(environment or {})
         own = device.sizing_environment() if exact else PATIENT
-        self._sizing = ForkServer({**own, **added}, imports)
+        self._sizing = ForkServer({**own, **added}, imports, fixed_addresses=exact and device.measures_host_memory)
         self._timing = ForkServer(added, imports) if exact and own else self._sizing
         self._keeps_workers = device.keeps_workers
         self._device, self._imports, self._exact = device, imports, exact

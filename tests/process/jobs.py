@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from profiler.devices.addresses import are_addresses_fixed
 from profiler.trial import Done
 
 
@@ -27,6 +28,10 @@ def process_id(clean: bool) -> Done[Any]:
 
 def environment(name: str) -> Done[Any]:
     return done(os.environ.get(name))
+
+
+def has_fixed_addresses() -> Done[Any]:
+    return done(are_addresses_fixed())
 
 
 def reverse(content: bytes) -> Done[Any]:
