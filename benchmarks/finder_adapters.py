@@ -122,8 +122,13 @@ def lightning_bisection(subject: Subject) -> int | None:
     return _lightning(subject, "binsearch")
 
 
-def _lightning(subject: Subject, mode: str) -> int | None:
-    """Its defaults but for the margin: from 2 on, three optimizer steps a size, no size above 8192."""
+def lightning_unbounded(subject: Subject) -> int | None:
+    """The same without its largest size, at which it stops without having run it."""
+    return _lightning(subject, "binsearch", max_val=SAMPLES)
+
+
+def _lightning(subject: Subject, mode: str, **options: int) -> int | None:
+    """Its defaults but for the margin and `options`: from 2 on, three optimizer steps a size, no size above 8192."""
     from lightning.pytorch import Trainer
     from lightning.pytorch.tuner import Tuner
 
@@ -150,7 +155,7 @@ def _lightning(subject: Subject, mode: str) -> int | None:
                 return run()
 
         trainer.fit_loop.run = counted_run  # the finder runs it once a size
-        found: int | None = Tuner(trainer).scale_batch_size(module, mode=mode, margin=0.0)
+        found: int | None = Tuner(trainer).scale_batch_size(module, mode=mode, margin=0.0, **options)
     return found
 
 
@@ -231,6 +236,7 @@ def warm_up(finder: Finder, device: Device) -> None:
 FINDERS: dict[str, tuple[str, Finder]] = {
     "lightning-binsearch": ("lightning", lightning_bisection),
     "lightning-power": ("lightning", lightning_power),
+    "lightning-unbounded": ("lightning", lightning_unbounded),
     "accelerate": ("accelerate", accelerate),
     "toma": ("toma", toma),
 }

@@ -8,16 +8,20 @@ truth     doubling and bisection by our trial, each trial in a fresh worker; the
 finders   microbatch            profiler.finder.find_largest. `seconds` is that search in open workers, `whole_seconds` the
                                 call from nothing: start of the fork server, loading, search, end.
           lightning-binsearch   Tuner.scale_batch_size, three optimizer steps a size of two accumulated micro-batches each,
-          lightning-power       margin 0, else its defaults: from 2 on, and nothing above 8192 (`max_val`) is tried.
+          lightning-power       margin 0, else its defaults: from 2 on, and 8192 (`max_val`) is an answer that it does not run.
+          lightning-unbounded   lightning-binsearch with `max_val` above what fits: the same question as ours.
           accelerate            find_executable_batch_size from its default of 128, running our sizing trial.
           toma                  toma.batch from 4096, running our sizing trial; it has no default, and never goes up.
-          The last four run in the process whose budget is in force, which before has imported everything, run the finder on
-          a toy and settled; `seconds` is their call alone.
+          The last five run in the process whose budget is in force, which before has imported everything, run the finder on
+          a toy and settled; `seconds` and `whole_seconds` are their call alone.
+          `process_seconds` is, for all, from the start of the process on, with its imports; of the last five without the toy
+          and loading the workload.
 answers   our trial at every answer, in a fresh worker: what it leaves unused, or that it runs out of memory.
 
 A finder that raises or whose process dies has crashed; one that takes longer than --time-limit has no end. Steps are
 forward passes begun (of a failed trial of ours, all three count). Nothing is read from earlier runs; the table, which is
-written after every workload, holds this run's rows only. "Times faster" compares the whole call of ours with Lightning's call.
+written after every workload, holds this run's rows only. "Times faster" compares the whole call of ours with the call of
+lightning-unbounded.
 
     python -m benchmarks.finders [--device cpu] [--memory-limit 512MiB] [--only FINDER ...] [TARGET ...]
 
@@ -35,6 +39,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -42,6 +47,7 @@ from typing import Any, cast
 from benchmarks.finder_rows import ANSWERED, BISECTION, OURS, Row, first_line, goals, number, row_of, to_csv
 from benchmarks.finder_runs import Task, perform
 from profiler.devices import open_device
+from profiler.devices.addresses import addresses_fixed
 from profiler.files import replace_file
 from profiler.options import Options
 from profiler.run_folder import safe_name
@@ -52,7 +58,7 @@ TARGETS = (
     *("digits-cnn", "digits-resnet", "text-gpt", f"{OWN}wide_mlp"),
     *(f"{OWN}recommender", f"{OWN}contrastive", f"{OWN}bucketed_attention"),
 )
-OTHERS = ("lightning-binsearch", "lightning-power", "accelerate", "toma")
+OTHERS = ("lightning-binsearch", "lightning-power", "lightning-unbounded", "accelerate", "toma")
 TIME_LIMIT_SECONDS = 300.0
 # The truth is some forty trials, each at its own pace; it is no finder, and is given time.
 TRUTH_LIMITS = 4
@@ -63,8 +69,16 @@ def main() -> None:
     """Measure every workload, print a line for each row, write the table and the figure."""
     arguments = parsed()
     if arguments.one:
-        what, target, *sizes = arguments.one
-        result = perform(Task(what=what, target=target, options=options_of(arguments), sizes=tuple(map(int, sizes))))
+        begun, what, target, *sizes = arguments.one
+        result = perform(
+            Task(
+                what=what,
+                target=target,
+                options=options_of(arguments),
+                begun=float(begun),
+                sizes=tuple(map(int, sizes)),
+            )
+        )
         print(f"\n{RESULT_MARK}{json.dumps(result)}", flush=True)
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that a running child is ended too
@@ -94,7 +108,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=(OURS, *OTHERS), default=(OURS, *OTHERS), metavar="FINDER")
     parser.add_argument("--time-limit", type=float, default=TIME_LIMIT_SECONDS, help="seconds a finder may take")
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--one", nargs="+", metavar="WHAT", help=argparse.SUPPRESS)  # what a child process is told
+    parser.add_argument("--one", nargs="+", metavar="BEGUN", help=argparse.SUPPRESS)  # what a child process is told
     return parser.parse_args()
 
 
@@ -126,20 +140,20 @@ def run_one(what: Sequence[str], arguments: argparse.Namespace, *, seconds: floa
     command = [sys.executable, "-m", "benchmarks.finders", "--device", arguments.device]
     command += ["--memory-limit", arguments.memory_limit]
     command += [] if arguments.precision is None else ["--precision", arguments.precision]
-    sizing = (
-        open_device(arguments.device).sizing_environment() if what[0] in OTHERS else {}
-    )  # ours sets its workers' own
+    others = what[0] in OTHERS  # ours makes its workers exact by itself
+    sizing = open_device(arguments.device).sizing_environment() if others else {}
     try:
-        ended = subprocess.run(
-            [*command, "--one", *what],
-            env={**os.environ, **sizing},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=seconds,
-            check=False,
-        )
+        with addresses_fixed() if others else nullcontext():
+            ended = subprocess.run(
+                [*command, "--one", str(time.monotonic()), *what],
+                env={**os.environ, **sizing},
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=seconds,
+                check=False,
+            )
     except subprocess.TimeoutExpired:
         return {"no_end": seconds}
     return result_in(ended.stdout) or {"crashed": death(ended.returncode, ended.stderr)}

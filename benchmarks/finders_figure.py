@@ -19,6 +19,7 @@ NAMES = {
     "bisection": "bisection in\nfresh processes",
     "lightning-binsearch": "Lightning,\nbisection",
     "lightning-power": "Lightning,\ndoubling",
+    "lightning-unbounded": "Lightning, bisection\nwithout its 8,192",
     "accelerate": "accelerate",
     "toma": "toma",
 }
@@ -65,15 +66,16 @@ def _answers(ax: Axes, rows: Sequence[Row], found: Sequence[Summary]) -> None:
     ratios = [row.answer_over_truth for row in rows if row.outcome == ANSWERED and row.answer_over_truth]
     low, high = min([0.5, *ratios]), max([1.0, *ratios])
     none = low / 2.2
+    is_missing = any(_kind(row) == NO_ANSWER for row in rows)
     ax.set_xscale("log")
-    ax.set_xlim(none / 1.5, high * 1.6)
+    ax.set_xlim((none if is_missing else low) / 1.5, high * 1.6)
     ax.axvline(1, color="black", linewidth=1.2)
     for row, height in _placed(rows, found):
         marker, color = MARKS[_kind(row)]
         where = row.answer_over_truth if row.outcome == ANSWERED and row.answer_over_truth else none
         ax.plot([where], [height], marker=marker, color=color, markersize=8, markeredgecolor="white", zorder=3)
     ticks = [tick for tick in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50) if low / 1.2 <= tick <= high * 1.6]
-    _ticks(ax, [none, *ticks], {none: "none"})
+    _ticks(ax, [*([none] if is_missing else []), *ticks], {none: "none"})
     ax.set_yticks(range(len(found)), [_label(summary) for summary in found], fontsize=FONT_POINTS)
     ax.set_ylim(len(found) - 0.5, -0.5)
     ax.set_xlabel("answer / largest size that fits", fontsize=FONT_POINTS)

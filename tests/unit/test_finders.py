@@ -12,6 +12,7 @@ from benchmarks.finder_rows import (
     MISSING,
     OURS,
     RIVAL,
+    UNBOUNDED_RIVAL,
     Row,
     from_csv,
     goals,
@@ -107,8 +108,9 @@ def test_a_flipping_edge_is_followed_both_ways() -> None:
 
 
 ROWS = [
-    judged(row_of(OURS, result(54), TRUTH), {"54": 900}),
-    judged(row_of(RIVAL, result(110, 24.0, 24.0), TRUTH), {"110": None}),
+    judged(row_of(OURS, result(54, process_seconds=8.0), TRUTH), {"54": 900}),
+    judged(row_of(RIVAL, result(110, 12.0, 12.0), TRUTH), {"110": None}),
+    row_of(UNBOUNDED_RIVAL, result(54, 24.0, 24.0, process_seconds=40.0), TRUTH),
     row_of("accelerate", {"crashed": "RuntimeError: could not create a primitive"}, TRUTH),
     row_of("toma", {"not_installed": "toma"}, TRUTH),
 ]
@@ -121,17 +123,22 @@ def test_the_table_comes_back_as_it_was_written() -> None:
 def test_a_summary_counts_what_was_exact_what_runs_out_and_what_crashed() -> None:
     counted = {found.finder: (found.exact, found.too_large, found.crashed) for found in summaries(ROWS)}
 
-    assert counted == {OURS: (1, 0, 0), RIVAL: (0, 1, 0), "accelerate": (0, 0, 1)}
+    assert counted == {OURS: (1, 0, 0), RIVAL: (0, 1, 0), UNBOUNDED_RIVAL: (1, 0, 0), "accelerate": (0, 0, 1)}
 
 
 def test_times_faster_compares_whole_calls_where_there_are_two() -> None:
     other = [replace(ROWS[0], workload="other"), replace(ROWS[1], workload="other", outcome=CRASHED)]
 
-    assert times_faster([*ROWS, *other]) == [4.0]
+    assert times_faster([*ROWS, *other], RIVAL) == [2.0]
+    assert times_faster([*ROWS, *other], UNBOUNDED_RIVAL) == [4.0]
+
+
+def test_times_faster_from_the_start_of_both_processes() -> None:
+    assert times_faster(ROWS, UNBOUNDED_RIVAL, from_start=True) == [5.0]
 
 
 def test_an_end_that_is_not_found_in_time_counts_with_the_time() -> None:
-    assert times_faster([ROWS[0], row_of(RIVAL, {"no_end": 300.0}, TRUTH)]) == [50.0]
+    assert times_faster([ROWS[0], row_of(RIVAL, {"no_end": 300.0}, TRUTH)], RIVAL) == [50.0]
 
 
 def test_goals_are_reached_or_missed_by_this_run() -> None:
