@@ -13,7 +13,7 @@ from profiler.errors import (
     TrialError,
     WorkloadError,
 )
-from profiler.outcomes import Outcome, OutOfMemory, Purpose, Refused
+from profiler.outcomes import Fits, Outcome, OutOfMemory, Purpose, Refused
 from profiler.trial import Completed, Failed
 from profiler.units import format_bytes, format_seconds
 from profiler.workers.protocol import Died, TimedOut
@@ -69,7 +69,7 @@ def outcome_of(reply: Completed | Failed | Died | TimedOut, circumstances: Circu
     hang or host memory that ran out on an accelerator; DeviceUnavailable for a device that is gone.
     """
     if isinstance(reply, Completed):
-        return reply.fits
+        return _within(reply.fits, circumstances.capacity_bytes)
     if isinstance(reply, Failed) and reply.refusal is not None:
         if isinstance(reply.refusal, ShortBatch) and circumstances.smaller_ran:
             return _refused(reply, "the batch maker has no more", at_most=reply.refusal.samples)
@@ -103,6 +103,20 @@ def outcome_of(reply: Completed | Failed | Died | TimedOut, circumstances: Circu
         evidence=evidence,
         peak_bytes=peak_bytes,
         seconds=reply.seconds if not isinstance(reply, Died) else 0.0,
+    )
+
+
+def _within(fits: Fits, capacity_bytes: int) -> Fits | OutOfMemory:
+    """What ran, unless it took more than there is: memory that no limit saw, which another process would not have."""
+    if fits.peak_bytes <= capacity_bytes:
+        return fits
+    peak, capacity = format_bytes(fits.peak_bytes), format_bytes(capacity_bytes)
+    return OutOfMemory(
+        phase="worker",
+        message=f"it ran to its end and took {peak} of {capacity}",
+        evidence=f"its peak of {peak} exceeds the capacity",
+        peak_bytes=fits.peak_bytes,
+        seconds=fits.seconds,
     )
 
 

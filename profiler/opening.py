@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 
 # A driver's own use of memory drifts by less than this share; a budget of all that is free stays as much below it.
 DRIFT = 1 / 400
+_OWN_HEAP = (
+    "on the CPU, isolation none: trials share this process's memory. What libraries keep of earlier trials counts as the "
+    'process\'s, so that peaks are not exact by some MiB and the answer can be too large by as much; isolation="process" is exact.'
+)
 
 
 @contextmanager
@@ -72,7 +76,10 @@ def open_prober(
                     "samples, and longer ones come later. --worst-case (worst_case=True) takes the largest first."
                 )
             )
-        timed_apart = isinstance(runner, ProcessRunner) and bool(device.sizing_environment())
+        own_heap = device.measures_host_memory and not isinstance(runner, ProcessRunner)
+        if own_heap and sizing:
+            observe(Noted(text=_OWN_HEAP))
+        timed_apart = bool(device.sizing_environment())
         prober = Prober(
             runner=runner,
             setting=setting,
@@ -84,6 +91,7 @@ def open_prober(
             limits=options.limits,
             observe=observe,
             replay=replay,
+            own_heap=own_heap,
         )
         yield prober, run
 

@@ -29,8 +29,8 @@ class Options:
     equal: only equal micro-batches, for frameworks that take one number.
     soak_steps: run the plan for so many optimizer steps on batches as training takes them; one that runs out of memory in
         them is no plan. None runs no soak.
-    isolation: "process" runs trials in workers, "none" in this process, where on the CPU memory that was freed before is
-        used again without being counted, so that small budgets are not kept exactly.
+    isolation: "process" runs trials in workers, "none" in this process, where on the CPU what libraries keep of earlier
+        trials is not counted, so that an answer can be some MiB too large.
     target_options: what a named target is loaded with.
     command: what to type to get the same results again.
 

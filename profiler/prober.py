@@ -59,7 +59,8 @@ class Prober:
     measure time, without the budget where keeping it exactly costs time. compiled: whether the model is compiled.
     multiple_of: every size is a multiple of it. smallest_size: none below it can be run, as far as is known.
     trials, evaluations: the sizes tried for training, and for evaluation; each is predicted from its own.
-    replay: what an interrupted run recorded, which is taken over and not run.
+    replay: what an interrupted run recorded, which is taken over and not run. own_heap: whether trials run in this
+    process and it is its memory that is measured.
     """
 
     runner: Runner
@@ -75,6 +76,7 @@ class Prober:
     evaluations: dict[int, Trial] = field(default_factory=dict)
     throughputs: dict[int, Throughput] = field(default_factory=dict)
     replay: Replay = field(default_factory=Replay)
+    own_heap: bool = False
 
     def tried(self, purpose: Purpose) -> dict[int, Trial]:
         """The sizes that were tried for `purpose`, in the order they ran."""
@@ -94,7 +96,8 @@ class Prober:
         """The sizing trial of `size` once more, in place of an out-of-memory that was not to be expected; says what came of it."""
         self._try(size, why, purpose, fresh=True)
         trial = self.tried(purpose)[size]
-        said = after_another_try(trial, self.predicted_bytes(size, purpose), self.capacity_bytes)
+        predicted = self.predicted_bytes(size, purpose)
+        said = after_another_try(trial, predicted, self.capacity_bytes, own_heap=self.own_heap)
         if said is not None:
             self.observe(Noted(text=said))
         return trial
@@ -151,10 +154,12 @@ class Prober:
         self.observe(Started(what=f"the plan for {steps} optimizer steps", why="to prove it"))
         schedule = Schedule(strategy=Strategy.ACCUMULATION, steps=(sizes,) * steps)
         reply = self._scheduled(schedule, self.limits.verification_seconds, fresh=True)
-        if isinstance(reply, Completed | TimedOut):
+        if isinstance(reply, TimedOut):
             return reply
         outcome = outcome_of(reply, self._circumstances(max(sizes), self.predicted_bytes(max(sizes)), reply))
-        assert not isinstance(outcome, Fits), "only a completed schedule fits"
+        if isinstance(outcome, Fits):
+            assert isinstance(reply, Completed), "only a completed schedule fits"
+            return reply
         return outcome
 
     def soak(self, sizes: tuple[int, ...], steps: int, *, why: str, runner: Runner | None = None) -> Soak | TimedOut:

@@ -15,6 +15,7 @@ from profiler.units import format_bytes
 EXPECTED = 1 - NOISE
 # Further below, a misfit that failed twice is said: it may be the curve, and it may be a neighbour that stays.
 FAR_BELOW = 0.9
+_OWN_HEAP = 'this process, in which it ran, holds memory of its own that comes and goes (isolation="process" is exact)'
 
 
 def surprises(predicted_bytes: int | None, capacity_bytes: int) -> bool:
@@ -22,20 +23,27 @@ def surprises(predicted_bytes: int | None, capacity_bytes: int) -> bool:
     return predicted_bytes is None or predicted_bytes < EXPECTED * capacity_bytes
 
 
-def after_another_try(again: Trial, predicted_bytes: int | None, capacity_bytes: int) -> str | None:
-    """What the user should know of a surprising misfit that was tried again; None where it is as sure as any."""
+def after_another_try(
+    again: Trial, predicted_bytes: int | None, capacity_bytes: int, *, own_heap: bool = False
+) -> str | None:
+    """What the user should know of a surprising misfit that was tried again; None where it is as sure as any.
+
+    own_heap: whether the trial shares its memory with the caller's process, which then is the likelier cause.
+    """
     size = again.micro_batch_size
     if isinstance(again.outcome, Fits):
-        return (
-            f"micro-batch size {size} ran out of memory once and fits: something else took the memory for a moment, such as "
-            "another process. What was found with it is from trials that ran."
-        )
+        cause = _OWN_HEAP if own_heap else "something else took the memory for a moment, such as another process"
+        return f"micro-batch size {size} ran out of memory once and fits: {cause}. What was found with it is from trials that ran."
     if predicted_bytes is None or predicted_bytes >= FAR_BELOW * capacity_bytes:
         return None
+    otherwise = (
+        f"or {_OWN_HEAP}."
+        if own_heap
+        else "or another process takes memory. If others run on the device, stop them and probe again."
+    )
     return (
         f"micro-batch size {size} ran out of memory twice, though smaller ones put it at {format_bytes(predicted_bytes)} of "
-        f"{format_bytes(capacity_bytes)}: its memory grows in a step there, or another process takes memory. If others run on "
-        "the device, stop them and probe again."
+        f"{format_bytes(capacity_bytes)}: its memory grows in a step there, {otherwise}"
     )
 
 

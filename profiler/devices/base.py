@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -91,6 +92,10 @@ class Device(ABC):
     @abstractmethod
     def sizing_environment(self) -> dict[str, str]:
         """Environment variables that a worker needs from its start so that memory is measured exactly."""
+
+    @abstractmethod
+    def exact_here(self) -> AbstractContextManager[None]:
+        """The same for a process that runs already, as far as it can be had there, while the block runs."""
 
     @abstractmethod
     def default_limit_bytes(self) -> int | None:

@@ -19,6 +19,8 @@ import platform
 import re
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +28,7 @@ from typing import TYPE_CHECKING
 from profiler.devices.addresses import are_addresses_fixed
 from profiler.devices.base import Device, DeviceFacts, Peaks, Usage
 from profiler.devices.cgroup import cgroup_available_bytes
-from profiler.devices.glibc import heap_usage, since
+from profiler.devices.glibc import exact, heap_usage, since
 from profiler.errors import UsageError
 from profiler.units import MIB, format_bytes
 
@@ -45,6 +47,7 @@ class CpuDevice(Device):
 
     def __init__(self) -> None:
         self._baseline_bytes = 0
+        self._capacity_bytes = 0
         self._at_open = _AddressSpace(data_bytes=0, size_bytes=0, peak_bytes=0)
         self._soft_limit_before: int | None = None  # None while it is not open
         self._usage_at_open = Usage()
@@ -106,6 +109,12 @@ class CpuDevice(Device):
             "PYTHONHASHSEED": "0",
         }
 
+    @contextmanager
+    def exact_here(self) -> Iterator[None]:
+        _free_mkl_buffers()
+        with exact():
+            yield
+
     def default_limit_bytes(self) -> int | None:
         return DEFAULT_LIMIT_BYTES
 
@@ -140,6 +149,7 @@ class CpuDevice(Device):
         if self._soft_limit_before is None:
             self._soft_limit_before = soft
         resource.setrlimit(resource.RLIMIT_DATA, (self._baseline_bytes + capacity, hard))
+        self._capacity_bytes = capacity
         return capacity
 
     def close(self) -> None:
@@ -158,8 +168,11 @@ class CpuDevice(Device):
         now = _AddressSpace.now()
         peak = max(self._at_open.data_bytes, now.data_bytes)
         if now.peak_bytes > self._at_open.peak_bytes:
-            # What is not data grew by libraries loaded meanwhile; take it off, so that the mark is in data size.
-            peak = max(peak, now.peak_bytes - (now.size_bytes - now.data_bytes))
+            # What is not data grew by libraries loaded meanwhile; take it off, so that the mark is in data size. An arena,
+            # which malloc makes for a thread and after a refusal, takes twice its address space for a moment. That is no
+            # data, and the limit bounds what can be.
+            marked = now.peak_bytes - (now.size_bytes - now.data_bytes)
+            peak = max(peak, min(marked, self._baseline_bytes + self._capacity_bytes))
         return Peaks(peak_bytes=peak - self._baseline_bytes, resident_bytes=_status_bytes("VmHWM"))
 
     def usage(self) -> Usage:
@@ -193,6 +206,14 @@ class CpuDevice(Device):
         if space.peak_bytes > space.size_bytes:
             missing = space.peak_bytes - space.size_bytes
             self._filling = mmap.mmap(-1, missing, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=0)
+
+
+def _free_mkl_buffers() -> None:
+    """Give back what MKL keeps for the next product of matrices: the next trial's own need would lie in it unseen."""
+    import torch
+
+    with suppress(OSError, AttributeError):  # a torch that is built without MKL, or otherwise
+        ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")).mkl_serv_free_buffers()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

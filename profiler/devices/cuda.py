@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import platform
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 from profiler.devices.base import Device, DeviceFacts, Peaks, Usage
@@ -92,6 +92,9 @@ class CudaDevice(Device):
 
     def sizing_environment(self) -> dict[str, str]:
         return {}
+
+    def exact_here(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def default_limit_bytes(self) -> int | None:
         return None

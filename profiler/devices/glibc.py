@@ -1,12 +1,19 @@
-"""What glibc's malloc holds, by mallinfo2 (glibc 2.33 and newer; see mallinfo(3))."""
+"""What glibc's malloc holds, by mallinfo2 (glibc 2.33 and newer; see mallinfo(3)), and how it is made exact for a while."""
 
 from __future__ import annotations
 
 import ctypes
+import mmap
+import os
+import resource
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from profiler.devices.base import Usage
+from profiler.units import MIB
 
 
 class _Info(ctypes.Structure):
@@ -62,3 +69,99 @@ def since(before: Usage, now: Usage) -> Usage:
         reserved_bytes=allocated + max(0, now.unused_bytes - before.unused_bytes),
         inactive_split_bytes=max(0, now.inactive_split_bytes - before.inactive_split_bytes),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thresholds:
+    """What mallopt(3) sets. mmap_bytes: from there on a block is mapped by itself, and given back when it is freed.
+
+    trim_bytes: the free top of the heap that is given back. top_pad_bytes: what the heap grows by beyond what is asked for.
+    """
+
+    mmap_bytes: int
+    trim_bytes: int
+    top_pad_bytes: int
+
+    @classmethod
+    def of_process(cls, environment: Mapping[str, str]) -> Thresholds:
+        """What a process of this environment comes to: its own settings, else where glibc's moving thresholds end."""
+        tunables = dict(entry.split("=", 1) for entry in environment.get("GLIBC_TUNABLES", "").split(":") if "=" in entry)
+
+        def setting(name: str, otherwise: int) -> int:
+            value = environment.get(f"MALLOC_{name.upper()}_", tunables.get(f"glibc.malloc.{name}", ""))
+            return int(value) if value.isdecimal() else otherwise
+
+        mmap_bytes = setting("mmap_threshold", _LARGEST_MMAP_THRESHOLD)
+        return cls(
+            mmap_bytes=mmap_bytes,
+            trim_bytes=setting("trim_threshold", 2 * mmap_bytes),
+            top_pad_bytes=setting("top_pad", 128 * 1024),
+        )
+
+    def apply(self) -> None:
+        """Put them in force, for good: glibc moves no threshold that was set."""
+        mallopt = ctypes.CDLL(None).mallopt
+        for parameter, value in (
+            (_M_MMAP_THRESHOLD, self.mmap_bytes),
+            (_M_TRIM_THRESHOLD, self.trim_bytes),
+            (_M_TOP_PAD, self.top_pad_bytes),
+        ):
+            mallopt(parameter, value)
+
+
+# The parameters' numbers in malloc.h.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+# glibc's own thresholds move up to here with what is freed, on 64 bits.
+_LARGEST_MMAP_THRESHOLD = 32 * MIB
+_LARGEST_HOLE = 2**40
+# A page, so that all but small blocks are mapped by themselves; little is held for later.
+EXACT = Thresholds(mmap_bytes=4096, trim_bytes=128 * 1024, top_pad_bytes=0)
+
+
+@contextmanager
+def exact() -> Iterator[None]:
+    """Inside the block malloc takes every block of a page or more from the system, and gives it back when it is freed.
+
+    What the heap held free before is occupied meanwhile, else blocks would come from it unseen by any limit. glibc cannot
+    be told to let its thresholds move again: afterwards they are those of `Thresholds.of_process`, where freeing a block of
+    32 MiB would have moved them too. Nothing happens where the C library has no mallopt.
+    """
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):
+        yield
+        return
+    EXACT.apply()
+    block = _occupied()
+    try:
+        yield
+    finally:
+        while block:
+            following = ctypes.c_size_t.from_address(block).value
+            libc.free(ctypes.c_void_p(block))
+            block = following
+        Thresholds.of_process(os.environ).apply()
+
+
+def _occupied() -> int:
+    """The first of the blocks that fill what malloc holds free, down to a page; each begins with the next one's address.
+
+    The process may not grow meanwhile, so that every block is from what is held already: by this thread's arena and by the
+    one that malloc turns to when the first has nothing. Nothing else grows here either, hence no list.
+    """
+    malloc = ctypes.CDLL(None).malloc
+    malloc.restype = ctypes.c_void_p
+    first, size = 0, _LARGEST_HOLE
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (mmap.PAGESIZE, hard))  # Linux takes 0 for no limit
+    try:
+        while size >= EXACT.mmap_bytes:
+            block = malloc(ctypes.c_size_t(size))
+            if block is None:
+                size //= 2
+            else:
+                ctypes.c_size_t.from_address(block).value, first = first, block
+    except MemoryError:  # Python's own, which has come to an end as well
+        pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+    return first

@@ -43,15 +43,19 @@ class InProcessRunner:
 
     def size(self, function: Callable[..., Done[T]], *arguments: Any, timeout_seconds: float, fresh: bool) -> T | Any:
         """Call `function(*arguments)`, whose first argument is the Setting, and restore what training changed."""
-        setting, *rest = arguments
-        result = _restoring(function, setting, *rest)
-        # What the job held has ended with it, the optimizer too, whose memory goes back to the device here.
-        release(open_device(setting.device))
-        return result
+        with open_device(arguments[0].device).exact_here():
+            return _run(function, *arguments)
 
     def time(self, function: Callable[..., Done[T]], *arguments: Any, timeout_seconds: float, fresh: bool) -> T | Any:
-        """The same: there is no second kind of worker here."""
-        return self.size(function, *arguments, timeout_seconds=timeout_seconds, fresh=fresh)
+        """The same with the allocator as it is."""
+        return _run(function, *arguments)
+
+
+def _run(function: Callable[..., Done[T]], setting: Setting, *rest: Any) -> T | Failed:
+    result = _restoring(function, setting, *rest)
+    # What the job held has ended with it, the optimizer too, whose memory goes back to the device here.
+    release(open_device(setting.device))
+    return result
 
 
 def _restoring(function: Callable[..., Done[T]], setting: Setting, *rest: Any) -> T | Failed:

@@ -22,6 +22,8 @@ from profiler.workers.descendants import adopt, children, end_all
 from profiler.workers.protocol import Died, Job, Reply, Returned, TimedOut, framed, receive, send, whole
 
 _OUTPUT_TAIL_BYTES = 20_000
+# Where torch keeps what it compiles.
+_COMPILED_CODE = "TORCHINDUCTOR_CACHE_DIR"
 _PR_SET_PDEATHSIG = 1
 # The memory of a large process takes the kernel some seconds to take back.
 _DYING_SECONDS = 10.0
@@ -82,9 +84,14 @@ def _import(names: tuple[str, ...]) -> None:
     # While something imported asks whether there is a GPU, torch shall ask NVML: CUDA itself does not survive a fork.
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     import torch
+
+    chosen = os.environ.get(_COMPILED_CODE)
     import torch._dynamo  # an optimizer's constructor imports it
 
     assert torch is not None
+    if chosen is None:  # it chose one, and made it; whoever compiles makes it again
+        with contextlib.suppress(OSError, KeyError):  # one that holds something stays
+            os.rmdir(os.environ[_COMPILED_CODE])  # noqa: PTH106 - pathlib is not needed for one call
     for name in names:
         # Whatever is wrong with it, the job that needs it finds the same and can say so.
         with contextlib.suppress(Exception):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,6 +102,9 @@ class FakeDevice(Device):
 
     def sizing_environment(self) -> dict[str, str]:
         return {}
+
+    def exact_here(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def default_limit_bytes(self) -> int | None:
         return None

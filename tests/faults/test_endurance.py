@@ -43,7 +43,9 @@ def test_many_searches_leave_nothing(
     finally:
         gc.unfreeze()
 
-    assert replace(after, data_bytes=0) == replace(before, data_bytes=0)
+    assert counted(after) == counted(before)
+    # A tenth of a MiB a search, and holes in the heap, which come and go.
+    assert after.allocated_bytes - before.allocated_bytes <= searches * MIB / 10
     assert after.data_bytes - before.data_bytes <= 4 * MIB
 
 
@@ -54,7 +56,12 @@ def test_servers_of_their_own_leave_nothing(tmp_path: Path, monkeypatch: pytest.
         prober.try_size(1, "a test")
     after = Held.now()
 
-    assert replace(after, data_bytes=0) == replace(before, data_bytes=0)
+    assert counted(after) == counted(before)
+
+
+def counted(held: Held) -> Held:
+    """Everything but bytes."""
+    return replace(held, data_bytes=0, allocated_bytes=0)
 
 
 class Hungry(torch.autograd.Function):

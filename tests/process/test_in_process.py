@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import ctypes
 import random
 import resource
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -15,9 +16,11 @@ from torch import Tensor, nn
 
 from process.states import changes, model_state, optimizer_state, process_state
 from profiler import Options, WorkloadError, find_accumulation_plan, probe
-from profiler.events import unobserved
+from profiler.devices.glibc import Thresholds
+from profiler.events import Noted, unobserved
+from profiler.finder import find_largest
 from profiler.opening import open_prober
-from profiler.outcomes import Fits, OutOfMemory, Trial
+from profiler.outcomes import Finding, Fits, OutOfMemory, Trial
 from profiler.units import MIB
 from profiler.workload import Workload
 
@@ -499,7 +502,6 @@ def test_a_whole_probe_in_this_process_leaves_it_as_it_was() -> None:
 
 
 def test_a_live_model_and_its_gradients_count() -> None:
-    # Above 32 MiB glibc never takes memory from what was freed before, so that sizes are as exact as in a worker.
     model = nn.Linear(10 * 2**20, 1, bias=False)
     workload = Workload(model=model, make_batch=rows, loss=squares, optimizer=sgd)
     before = model_state(model)
@@ -508,7 +510,6 @@ def test_a_live_model_and_its_gradients_count() -> None:
     assert isinstance(outcome, Fits)
     # The model, its gradients, those of the second micro-batch before they are added, and the batch.
     assert outcome.peak_bytes / MIB == pytest.approx(4 * 40, abs=4)
-    # What was freed before may be used again in this process, so that the edge itself is not exact.
     assert not attempt(workload, 1, 100 * MIB).fits
     assert changes(before, model_state(model)) == set()
 
@@ -528,3 +529,57 @@ def test_a_plan_is_found_in_this_process() -> None:
 
     assert sum(plan.micro_batch_sizes) == 3
     assert plan.verified_steps == 5
+
+
+def holes() -> None:
+    """Leaves 64 MiB free in the heap, below a block that keeps them from being given back."""
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype = ctypes.c_void_p
+    Thresholds.of_process({}).apply()
+    blocks = [libc.malloc(ctypes.c_size_t(MIB)) for _ in range(64)]
+    libc.malloc(ctypes.c_size_t(1000))  # for good
+    for address in blocks:
+        libc.free(ctypes.c_void_p(address))
+
+
+def found(workload: Workload, isolation: Literal["process", "none"]) -> tuple[Finding, list[str]]:
+    options, notes = Options(device="cpu", memory_limit="24MiB", isolation=isolation), list[str]()
+    with open_prober(workload, options, lambda event: notes.extend([event.text] if isinstance(event, Noted) else [])) as (
+        prober,
+        _,
+    ):
+        return find_largest(prober), notes
+
+
+def test_the_answer_in_this_process_is_that_of_workers_whatever_the_heap_holds_free(kept_servers: None) -> None:
+    model = nn.Sequential(nn.Linear(1024, 512), nn.ReLU(), nn.Linear(512, 10))
+    workload = Workload(model=model, make_batch=wide, loss=squares, optimizer=torch.optim.AdamW, name="a live model")
+    in_workers, _ = found(workload, "process")
+    assert in_workers.largest_fit is not None
+    for _ in range(2):
+        holes()
+        here, notes = found(workload, "none")
+
+        assert here.largest_fit == pytest.approx(in_workers.largest_fit, rel=0.05)
+        assert here.limited_by == "memory"
+        for trial in here.trials:
+            assert isinstance(trial.outcome, Fits | OutOfMemory)
+            assert trial.outcome.peak_bytes is not None
+            assert trial.outcome.peak_bytes <= here.capacity_bytes
+        assert not [note for note in notes if "another process" in note]
+
+
+def test_a_run_in_this_process_notes_that_it_is_not_exact(kept_servers: None) -> None:
+    workload = Workload(model=Net, make_batch=batch_of, loss=squares, optimizer=sgd)
+    said = {}
+    for isolation in ("none", "process"):
+        notes = list[str]()
+        options = Options(device="cpu", memory_limit=LIMIT, isolation=isolation)  # type: ignore[arg-type]
+        with open_prober(workload, options, lambda event: notes.extend([event.text] if isinstance(event, Noted) else [])):  # noqa: B023
+            said[isolation] = [note for note in notes if "isolation none" in note]
+    assert [len(notes) for notes in said.values()] == [1, 0]
+    assert "not exact by some MiB" in said["none"][0]
+
+
+def wide(size: int) -> Tensor:
+    return torch.ones(size, 1024)

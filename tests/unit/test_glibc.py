@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import ctypes
+import resource
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
 from profiler.devices import Usage
 from profiler.devices.cpu import CpuDevice
-from profiler.devices.glibc import _Info, _mallinfo2, heap_usage, since
+from profiler.devices.glibc import EXACT, Thresholds, _Info, _mallinfo2, exact, heap_usage, since
 from profiler.units import MIB
 
 
@@ -58,3 +61,65 @@ def test_a_block_is_counted_while_it_lives() -> None:
 
 def test_nothing_helps_the_cpus_allocator() -> None:
     assert CpuDevice().defragmenting_environment() == {}
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, (32 * MIB, 64 * MIB, 128 * 1024)),
+        ({"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TOP_PAD_": "0"}, (65536, 131072, 0)),
+        ({"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=7:glibc.rtld.nns=4"}, (32 * MIB, 7, 128 * 1024)),
+        ({"MALLOC_TRIM_THRESHOLD_": "much"}, (32 * MIB, 64 * MIB, 128 * 1024)),
+    ],
+)
+def test_the_thresholds_afterwards_are_the_callers_or_where_glibcs_own_end(
+    environment: dict[str, str], expected: tuple[int, int, int]
+) -> None:
+    thresholds = Thresholds.of_process(environment)
+    assert (thresholds.mmap_bytes, thresholds.trim_bytes, thresholds.top_pad_bytes) == expected
+
+
+def mapped(size: int) -> bool:
+    """Whether malloc takes a block of this size from the system."""
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype = ctypes.c_void_p
+    address = libc.malloc(ctypes.c_size_t(size))
+    # Where malloc keeps the block's size, the second bit says so.
+    found = bool(ctypes.c_size_t.from_address(address - ctypes.sizeof(ctypes.c_size_t)).value & 2)
+    libc.free(ctypes.c_void_p(address))
+    return found
+
+
+@pytest.fixture
+def hole() -> Iterator[int]:
+    """Some MiB free in the heap, below a block that keeps them from being given back."""
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype = ctypes.c_void_p
+    below = [libc.malloc(ctypes.c_size_t(100_000)) for _ in range(168)]
+    pin = libc.malloc(ctypes.c_size_t(1000))
+    for address in below:
+        libc.free(ctypes.c_void_p(address))
+    yield 8 * MIB
+    libc.free(ctypes.c_void_p(pin))
+
+
+@pytest.mark.skipif(_mallinfo2() is None, reason="this C library has no mallinfo2")
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt])
+def test_while_it_is_exact_no_block_comes_from_the_heap(hole: int, error: type[BaseException] | None) -> None:
+    EXACT.apply()
+    assert not mapped(hole), "the hole serves it, whatever the thresholds"
+    free_bytes = _mallinfo2()().fordblks
+    with suppress(KeyboardInterrupt), exact():
+        assert [size for size in (hole, MIB, 64 * 1024, 8192) if not mapped(size)] == []
+        if error is not None:
+            raise error
+    assert not mapped(hole)
+    assert not mapped(16 * MIB), "the thresholds are an ordinary process's again"
+    assert _mallinfo2()().fordblks == pytest.approx(free_bytes, abs=20 * MIB)
+
+
+def test_another_libc_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    limits = resource.getrlimit(resource.RLIMIT_DATA)
+    with exact():
+        assert resource.getrlimit(resource.RLIMIT_DATA) == limits

@@ -13,11 +13,11 @@ from profiler.devices.out_of_memory import Failure
 from profiler.equivalence import Equivalence
 from profiler.errors import MicrobatchError, NothingFits, TrialError, UsageError, WorkloadError
 from profiler.events import Checked, Event, Started
-from profiler.outcomes import Fits, Purpose, Trial
+from profiler.outcomes import Fits, OutOfMemory, Purpose, Trial
 from profiler.prober import Limits, Prober, evaluation_schedule
 from profiler.switches import Switches
 from profiler.targets import TargetSource
-from profiler.trial import Failed, Setting
+from profiler.trial import Completed, Failed, Setting
 from profiler.units import GIB, MIB
 from profiler.workers.protocol import Died, TimedOut
 
@@ -210,3 +210,12 @@ def test_a_suspect_evaluation_is_judged_by_a_smaller_evaluation_and_not_by_train
         "evaluation batch size 7",
         "evaluation batch size 3 again",
     ]
+
+
+def test_a_plan_that_ran_above_the_capacity_is_out_of_memory() -> None:
+    within, above = (Completed(fits=Fits(peak_bytes=peak, seconds=1.0), step_seconds=(1.0,)) for peak in (64 * MIB, 65 * MIB))
+
+    assert prober_of(Answering(within), []).run_plan((2, 2), 5) is within
+    outcome = prober_of(Answering(above), []).run_plan((2, 2), 5)
+    assert isinstance(outcome, OutOfMemory)
+    assert outcome.evidence == "its peak of 65 MiB exceeds the capacity"
