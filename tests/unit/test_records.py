@@ -267,6 +267,7 @@ def test_lines_are_flat_objects_with_units_in_their_keys(written: Path) -> None:
         "effective_batch_size": 512,
         "data_parallel_size": 1,
         "command": "microbatch probe",
+        "directory": None,
         "started_at": "2026-11-23T08:31:05+01:00",
         "environment": {},
         "target_sha256": None,
