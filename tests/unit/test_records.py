@@ -763,3 +763,13 @@ def test_importing_records_imports_neither_pandas_nor_matplotlib() -> None:
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
 
     assert result.stdout.strip() == "set()"
+
+
+def test_a_plan_that_is_only_verified_is_not_the_runs_plan(tmp_path: Path) -> None:
+    records = resnet()
+    assert records.plan is not None
+    with RecordWriter(tmp_path / "records.jsonl") as writer:
+        writer.append_all(replace(no_plan(), verified=(records.plan,)))
+
+    read = read_records(tmp_path / "records.jsonl")
+    assert (read.verified, read.plan) == ((records.plan,), None)
