@@ -11,7 +11,6 @@ from profiler.errors import NothingFits, UsageError, WorkloadError
 from profiler.events import Checked, Noted, Observer, SizeTried, Started, Timed
 from profiler.judge import FEWER_SAMPLES, Circumstances, first_line, how_killed, is_suspect, outcome_of
 from profiler.outcomes import Fits, Outcome, OutOfMemory, Purpose, Refused, Strategy, Throughput, Trial
-from profiler.plan import AccumulationPlan
 from profiler.replay import Replay
 from profiler.soak import Soak, SoakFailure
 from profiler.soaking import Soaked, SoakRequest, soak
@@ -200,13 +199,6 @@ class Prober:
             return reply.step_seconds
         self._note_untimed("the plan", reply)
         return None
-
-    def recorded_plan(self, replicas: tuple[tuple[int, ...], ...]) -> AccumulationPlan | None:
-        """The plan of these sizes that an interrupted run recorded, run and timed; None where it recorded none."""
-        plan = self.replay.plan(replicas)
-        if plan is not None:
-            self._is_known_untimed("the plan")
-        return plan
 
     def time(self, size: int, why: str) -> Throughput | None:
         """The throughput at `size`, measured once; None, with a note, where it cannot be measured."""

@@ -140,6 +140,9 @@ SOAKS = {
     "same peak": replace(on_the_cpu(), verified_peak_bytes=106 * 2**20),
     "nothing known": Soak(micro_batch_sizes=(1,), steps=3, steps_run=3, seconds=1.0, peak_bytes=2**20),
     "failed": out_of_memory(),
+    "again": replace(
+        on_a_gpu(), again=replace(on_a_gpu(reserved=62.0), environment="PYTORCH_ALLOC_CONF=expandable_segments:True")
+    ),
     "died": replace(
         out_of_memory(), points=(), peak_bytes=None, failure=SoakFailure(step=None, phase="worker", message="killed")
     ),
