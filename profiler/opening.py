@@ -82,6 +82,8 @@ def open_prober(
             compiled=inspection.compile,
             multiple_of=options.multiple_of,
             smallest_size=options.multiple_of,
+            smallest_evaluation=options.multiple_of,
+            dataset_samples=inspection.dataset_samples,
             limits=options.limits,
             observe=observe,
             replay=replay,

@@ -11,6 +11,7 @@ from profiler.equivalence import Decomposition, Equivalence
 from profiler.errors import NothingFits
 from profiler.events import Noted, Planned, Verified
 from profiler.finder import ladder
+from profiler.multiples import try_size
 from profiler.outcomes import Finding, Fits, OutOfMemory, Refused, Throughput
 from profiler.plan import (
     AccumulationPlan,
@@ -221,7 +222,7 @@ def _candidates(prober: Prober, steps: list[int], goal: Goal, safe_bytes: int) -
             break
         parts = split(goal.effective_batch_size, count, goal.data_parallel_size, multiple_of=prober.multiple_of)
         why = f"{count * goal.data_parallel_size} of it make {goal.effective_batch_size}"
-        outcome = prober.try_size(parts[0][0], why).outcome
+        outcome = try_size(prober, parts[0][0], why).outcome
         if isinstance(outcome, Fits) and not outcome.allocator_retries and outcome.peak_bytes <= safe_bytes:
             throughput = prober.time(parts[0][0], why) if times else None
             found.append(_candidate(parts, outcome.peak_bytes, throughput))

@@ -27,13 +27,13 @@ def after_another_try(again: Trial, predicted_bytes: int | None, capacity_bytes:
     size = again.micro_batch_size
     if isinstance(again.outcome, Fits):
         return (
-            f"micro-batch size {size} ran out of memory once and fits: something else took the memory for a moment, such as "
+            f"{again.purpose.size} {size} ran out of memory once and fits: something else took the memory for a moment, such as "
             "another process. What was found with it is from trials that ran."
         )
     if predicted_bytes is None or predicted_bytes >= FAR_BELOW * capacity_bytes:
         return None
     return (
-        f"micro-batch size {size} ran out of memory twice, though smaller ones put it at {format_bytes(predicted_bytes)} of "
+        f"{again.purpose.size} {size} ran out of memory twice, though smaller ones put it at {format_bytes(predicted_bytes)} of "
         f"{format_bytes(capacity_bytes)}: its memory grows in a step there, or another process takes memory. If others run on "
         "the device, stop them and probe again."
     )

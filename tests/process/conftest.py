@@ -48,10 +48,12 @@ class Servers:
 
     started: dict[Any, ForkServer] = field(default_factory=dict)
 
-    def __call__(self, environment: Mapping[str, str], imports: tuple[str, ...] = ()) -> Kept:
-        key = (frozenset(environment.items()), imports)
+    def __call__(
+        self, environment: Mapping[str, str], imports: tuple[str, ...] = (), *, fixed_addresses: bool = False
+    ) -> Kept:
+        key = (frozenset(environment.items()), imports, fixed_addresses)
         if key not in self.started:
-            self.started[key] = ForkServer(environment, imports)
+            self.started[key] = ForkServer(environment, imports, fixed_addresses=fixed_addresses)
         return Kept(self.started[key])
 
 

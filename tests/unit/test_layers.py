@@ -42,6 +42,8 @@ LAYERS = (
     # Trials put together: sizes, then a search over them, then a plan from them.
     ("judge",),
     ("prober",),
+    ("multiples",),
+    ("smallest",),
     ("finder", "comparison", "options", "endurance"),
     ("planner", "resuming"),
     ("opening",),

@@ -171,7 +171,7 @@ def test_each_case_is_the_one_that_it_is_called(tmp_path: Path) -> None:
     nothing = said["nothing fits"].finding
     assert nothing is not None
     assert nothing.largest_fit == 0
-    assert "size 1 needs about 73 MiB" in notes("nothing fits")
+    assert "size 1, the smallest, does not fit: it needs about 73 MiB" in notes("nothing fits")
     assert "no micro-batch leaves the headroom" in notes("no plan leaves the headroom")
     assert "micro-batch size 4 could not be timed" in notes("a size and the plan untimed")
     assert "the plan could not be timed" in notes("a size and the plan untimed")
