@@ -21,6 +21,8 @@ LAYERS = (
     ("plan", "curve"),
     ("search",),
     ("surprise",),
+    # A GPU's memory without one.
+    ("simulation",),
     # A run's results, to files and figures.
     ("report",),
     ("events", "lines", "files"),
@@ -54,6 +56,7 @@ LAYERS = (
 PURE = (
     *("errors", "units", "outcomes", "search", "plan", "curve", "report", "events", "lines", "codec"),
     *("nearest", "files", "tracebacks", "equivalence", "nests", "parts", "windows", "soak", "surprise"),
+    *("simulation", "simulation.blocks", "simulation.allocator", "simulation.replay"),
 )
 
 # Every package that is not Python's own, and the modules that may import it, at the top or inside a function.
