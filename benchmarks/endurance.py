@@ -163,9 +163,11 @@ def grown(rows: list[dict[str, object]]) -> list[str]:
     found = []
     for isolation in ("none", "process"):
         first, *_, last = [row for row in rows if row["isolation"] == isolation]
-        for column in (field.name for field in fields(Held)):
-            if int(str(last[column])) - int(str(first[column])) > ALLOWED.get(column, 0):
-                found.append(f"{isolation}: {column} grew from {first[column]} to {last[column]}")
+        found += [
+            f"{isolation}: {column} grew from {first[column]} to {last[column]}"
+            for column in (field.name for field in fields(Held))
+            if int(str(last[column])) - int(str(first[column])) > ALLOWED.get(column, 0)
+        ]
     print("\n".join(found) or "nothing grew")
     return found
 

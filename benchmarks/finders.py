@@ -54,10 +54,11 @@ from profiler.run_folder import safe_name
 from profiler.targets import TargetOptions
 
 OWN = "benchmarks/workloads.py:"
-TARGETS = (
-    *("digits-cnn", "digits-resnet", "text-gpt", f"{OWN}wide_mlp"),
-    *(f"{OWN}recommender", f"{OWN}contrastive", f"{OWN}bucketed_attention"),
+EXAMPLES = ("digits-cnn", "digits-resnet", "text-gpt")
+OWN_TARGETS = tuple(
+    OWN + name for name in ("wide_mlp", "wide_input", "recommender", "contrastive", "bucketed_attention")
 )
+TARGETS = (*EXAMPLES, *OWN_TARGETS)
 OTHERS = ("lightning-binsearch", "lightning-power", "lightning-unbounded", "accelerate", "toma")
 TIME_LIMIT_SECONDS = 300.0
 # The truth is some forty trials, each at its own pace; it is no finder, and is given time.

@@ -4,7 +4,7 @@ Parts run in the order of PARTS, the most important first. One is begun only if 
 ended when twice that, or all, is over; whatever becomes of it, the rest goes on. Estimated for an H100: a fork server is
 up in 5 to 7 s, a fresh worker (context, cuDNN, its library's import, the model) in 2 to 4 s; a trial near the edge takes 2
 to 6 s more, a timed size 2 s, and a search some 7 fresh workers. The parts up to text-gpt add up to nine minutes; what
-is left out is said, and a second call can name it (other finders take as long as all the rest). Results so far are packed
+is left out is said, and a second call can name it (each part of other finders takes as long as all the rest). Results so far are packed
 after every part into gpu_results.tar.gz, in the folder that the environment variable OUT names, else in results/.
 
 results/gpu_<card>/               summary.csv, environment.json, and what each part printed
@@ -27,6 +27,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+from benchmarks.finders import EXAMPLES, OWN_TARGETS
 from benchmarks.gpu_results import RESULTS, how_ended, json_bytes, keep, pack, read_json, row_of, this_card
 from profiler.commands import NOT_EQUAL
 from profiler.devices import open_device
@@ -111,7 +112,7 @@ Part = Tests | Probe | Search | Check | Finders
 RESNET, VIT, GPT = "torchvision:resnet50", "timm:vit_base_patch16_224", "hf:gpt2"
 PARTS: tuple[Part, ...] = (
     Tests(name="tests", seconds=80),
-    Check(name="checks", targets=("digits-cnn", "digits-resnet", "text-gpt"), precision="bf16", seconds=40),
+    Check(name="checks", targets=EXAMPLES, precision="bf16", seconds=40),
     Probe(name="digits-resnet", target="digits-resnet", budgets=SMALL, effective_batch=256, seconds=60),
     Probe(name="resnet50", target=RESNET, budgets=("24GiB",), effective_batch=512, precision="bf16", seconds=95),
     Search(name="gpt2-search", target=GPT, budgets=(ALL, "24GiB"), precision="bf16", seconds=75),
@@ -123,7 +124,8 @@ PARTS: tuple[Part, ...] = (
     Search(name="vit-16GiB", target=VIT, budgets=("16GiB",), precision="bf16", seconds=35),
     Probe(name="gpt2", target=GPT, budgets=("24GiB",), effective_batch=256, precision="bf16", seconds=110),
     Probe(name="vit", target=VIT, budgets=("24GiB",), effective_batch=512, precision="bf16", seconds=95),
-    Finders(name="finders-small", targets=("digits-resnet",), budget=SMALL[1], precision="fp32", seconds=260),
+    Finders(name="finders-small", targets=EXAMPLES, budget=SMALL[1], precision="fp32", seconds=520),
+    Finders(name="finders-own", targets=OWN_TARGETS, budget="2GiB", precision="fp32", seconds=530),
     Finders(name="finders-large", targets=(RESNET, GPT), budget="24GiB", precision="bf16", seconds=500),
 )
 

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from profiler import Workload
 
-WIDTH = 2048
+WIDTH, INPUTS = 2048, 4096
 # The recommender: 24.6 million parameters, of which a sample reads 16 rows.
 TABLES, ROWS, ROW_WIDTH = 16, 24_000, 64
 # The two views of the contrastive pair.
@@ -36,6 +36,17 @@ def _build() -> nn.Module:
         nn.Linear(WIDTH, WIDTH),
         nn.ReLU(),
         nn.Linear(WIDTH, 10),
+    )
+
+
+def wide_input() -> Workload:
+    """One large first layer, trained by SGD with momentum: the line is good for long, and bends between two trials."""
+    return Workload.supervised(
+        lambda: nn.Sequential(nn.Linear(INPUTS, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 10)),
+        nn.CrossEntropyLoss(),
+        lambda size: (torch.ones(size, INPUTS), torch.zeros(size, dtype=torch.long)),
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.01, momentum=0.9),
+        name="wide-input",
     )
 
 

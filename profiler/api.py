@@ -9,7 +9,7 @@ from profiler.comparison import DEFAULT_MOST_STEPS, check_comparison, compare
 from profiler.equivalence import DEFAULT_CHECKED_SAMPLES, Equivalence
 from profiler.errors import MicrobatchError, NothingFits, TrialError, UsageError
 from profiler.events import Event, Found, Noted, Observer, SoakEnded, unobserved
-from profiler.finder import climb, find_largest, why_nothing_fits
+from profiler.finder import climb, find_largest, note_falls, note_repeats
 from profiler.opening import open_prober
 from profiler.options import DEFAULT_HEADROOM, Options
 from profiler.outcomes import Finding, Purpose, Trial
@@ -19,6 +19,7 @@ from profiler.prober import Limits, Prober
 from profiler.records import Records
 from profiler.replay import Replay
 from profiler.report import Comparison, Report
+from profiler.smallest import why_nothing_fits
 from profiler.soak import Soak
 from profiler.units import format_bytes
 
@@ -141,6 +142,7 @@ def probe(
     with open_prober(workload, options, watch, replay=replay) as (prober, run):
         finding = find_largest(prober, ceiling=options.largest_size) if options.train else None
         evaluation = _evaluated(prober, options, watch) if options.evaluate else None
+        note_repeats(prober, options.effective_batch_size, finding, evaluation)
         plan: AccumulationPlan | None = None
         equivalence: Equivalence | None = None
         rows: tuple[Trial, ...] = ()
@@ -181,6 +183,8 @@ def _evaluated(prober: Prober, options: Options, observe: Observer) -> Finding:
     evaluation = find_largest(prober, ceiling=options.largest_size, purpose=Purpose.EVALUATION)
     if evaluation.largest_fit == 0:
         observe(Noted(text=why_nothing_fits(prober, evaluation)))
+    else:
+        note_falls(prober, evaluation.largest_fit, Purpose.EVALUATION)
     return evaluation
 
 

@@ -55,6 +55,22 @@ def check_batch(batch: Any, size: int) -> None:
         raise WorkloadError(said)
 
 
+def made_batch(make_batch: Callable[[int], Any], size: int) -> Any:
+    """`make_batch(size)`; WorkloadError unless it holds `size` samples, ShortBatch where the data came to their end before."""
+    try:
+        batch = make_batch(size)
+    except (StopIteration, RuntimeError) as error:
+        # Inside a generator of the user's, Python turns the one into the other.
+        if not isinstance(error, StopIteration) and not isinstance(error.__cause__, StopIteration):
+            raise
+        raise ShortBatch(
+            f"make_batch({size}) ended by StopIteration: the data that it takes samples from came to their end. Begin them "
+            "again there, or use smaller sizes or fewer steps."
+        ) from error
+    check_batch(batch, size)
+    return batch
+
+
 def to_device(batch: Any, device: torch.device) -> Any:
     """`batch` with every tensor on `device`."""
     return map_tensors(lambda tensor: tensor.to(device, non_blocking=True), batch)

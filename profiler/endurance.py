@@ -3,40 +3,50 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from profiler.devices import open_device
 from profiler.errors import NothingFits
-from profiler.events import SoakEnded
+from profiler.events import Noted, SoakEnded
 from profiler.plan import AccumulationPlan
 from profiler.prober import Prober
 from profiler.soak import Soak, SoakFailure
 from profiler.units import format_bytes, format_seconds
 from profiler.workers.protocol import TimedOut
 
+WORST_CASE = "--worst-case (worst_case=True) sizes by the largest samples, so that they cannot come as a surprise."
 
-def endured(prober: Prober, plan: AccumulationPlan, steps: int, headroom: float) -> AccumulationPlan | str:
-    """The verified `plan` with what its soak measured, or a sentence that says how that failed.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unproved:
+    """How a plan of these micro-batches failed when it was run, in words; soaked: in its soak.
+
+    advice: what to do about failures of its kind, which is said once of many; empty where there is none.
+    """
+
+    sizes: tuple[int, ...]
+    said: str
+    soaked: bool = False
+    advice: str = ""
+
+
+def endured(prober: Prober, plan: AccumulationPlan, steps: int, headroom: float) -> AccumulationPlan | Unproved:
+    """The verified `plan` with what its soak measured, or how that failed.
 
     Raises NothingFits where the soak did not end in time: another plan would take as long.
     """
-    sizes = plan.micro_batch_sizes
-    takes = f"; some {format_seconds(steps * plan.step_seconds)}" if plan.step_seconds else ""
-    recorded = prober.replay.soak(sizes, steps)
-    if recorded is not None and plan.soaked_steps:  # the plan was recorded too, with what its soak measured
-        prober.observe(SoakEnded(soak=recorded))
-        return plan
-    ran = recorded or prober.soak(sizes, steps, why=f"on batches as training takes them{takes}")
-    if isinstance(ran, TimedOut):
-        raise NothingFits(
-            f"the soak of the plan {in_words(sizes)} did not end its {steps} optimizer steps within "
-            f"{format_seconds(ran.seconds)}: ask for fewer with --soak, or allow more with --verification-timeout, which is "
-            "the limit for every five."
-        )
-    soak, notes = _with_remedy(prober, replace(ran, verified_peak_bytes=plan.peak_bytes))
+    soak = replace(_soaked(prober, plan, steps), verified_peak_bytes=plan.peak_bytes)
     prober.observe(SoakEnded(soak=soak))
+    beginning = f"The plan {in_words(plan.micro_batch_sizes)} failed its soak"
+    # What came of it, recorded after all that was run for it.
+    known = prober.replay.plan(plan.replicas) or prober.replay.note(beginning)
+    soak, notes = _with_remedy(prober, soak, may_run=known is None)
+    if isinstance(known, AccumulationPlan):
+        return known
     if not soak.passed:
-        return " ".join((_why_failed(soak), *(f"{note[0].upper()}{note[1:]}" for note in notes)))
+        said = " ".join((f"{beginning}: {_why_failed(soak)}", *(f"{note[0].upper()}{note[1:]}" for note in notes)))
+        advice = WORST_CASE if soak.failure is not None and _is_longer(soak, soak.failure) else ""
+        return Unproved(sizes=plan.micro_batch_sizes, said=known or said, soaked=True, advice=advice)
     return replace(
         plan,
         soaked_steps=soak.steps_run,
@@ -45,10 +55,44 @@ def endured(prober: Prober, plan: AccumulationPlan, steps: int, headroom: float)
     )
 
 
-def _with_remedy(prober: Prober, soak: Soak) -> tuple[Soak, list[str]]:
-    """The soak, run again under the device's remedy where it fragmented, and a note that says what that gave."""
-    if soak.again is not None:
-        return soak, [_advice(soak, soak.again.environment or "another setting")]
+def _soaked(prober: Prober, plan: AccumulationPlan, steps: int) -> Soak:
+    """The soak of the plan, as recorded or run; NothingFits, after a note of its own, where it does not end in time."""
+    sizes = plan.micro_batch_sizes
+    recorded = prober.replay.soak(sizes, steps)
+    if recorded is not None:
+        return recorded
+    beginning = f"The plan {in_words(sizes)} did not end its soak"
+    late = prober.replay.note(beginning)
+    if late is None:
+        takes = f"; some {format_seconds(steps * plan.step_seconds)}" if plan.step_seconds else ""
+        ran = prober.soak(sizes, steps, why=f"on batches as training takes them{takes}")
+        if isinstance(ran, Soak):
+            return ran
+        late = f"{beginning} of {steps} optimizer steps within {format_seconds(ran.seconds)}."
+    # Told at once: what else the probe runs comes before its last note.
+    prober.observe(Noted(text=late))
+    raise NothingFits(
+        f"no plan for an effective batch of {plan.effective_batch_size} survived being run. {late} Ask for fewer steps with "
+        "--soak, or allow more time with --verification-timeout, which is the limit for every five."
+    )
+
+
+def _with_remedy(prober: Prober, soak: Soak, *, may_run: bool) -> tuple[Soak, list[str]]:
+    """The soak, run again under the device's remedy where it fragmented, and a note that says what that gave.
+
+    may_run: False where an interrupted run has recorded what came of the soak, with a remedy or without.
+    """
+    if soak.again is None:
+        remedied = prober.replay.soak(soak.micro_batch_sizes, soak.steps)
+        if remedied is None:
+            return _tried_again(prober, soak) if may_run else (soak, [])
+        soak = remedied
+        prober.observe(SoakEnded(soak=soak))
+    assert soak.again is not None, "a soak is told once more only with another"
+    return soak, [_advice(soak, soak.again.environment or "another setting")]
+
+
+def _tried_again(prober: Prober, soak: Soak) -> tuple[Soak, list[str]]:
     environment = open_device(prober.setting.device).defragmenting_environment()
     if not environment or not soak.is_fragmented(prober.capacity_bytes):
         return soak, []
@@ -65,6 +109,7 @@ def _with_remedy(prober: Prober, soak: Soak) -> tuple[Soak, list[str]]:
     if isinstance(again, TimedOut):
         return soak, [f"with {setting} the soak did not end within {format_seconds(again.seconds)}."]
     soak = replace(soak, again=replace(again, environment=setting, verified_peak_bytes=soak.verified_peak_bytes))
+    prober.observe(SoakEnded(soak=soak))
     return soak, [_advice(soak, setting)]
 
 
@@ -91,17 +136,11 @@ def _held(soak: Soak) -> str:
 
 
 def _why_failed(soak: Soak) -> str:
-    """What happened, on what, and what to do."""
-    failure, sizes = soak.failure, soak.micro_batch_sizes
-    said = f"The plan {in_words(sizes)} failed its soak: {_failed_where(soak)}"
+    """What happened, and on what."""
+    failure = soak.failure
     if failure is None:
-        return f"{said}."
-    said += f"{_on_what(soak, failure)}: {failure.message.rstrip('.')}."
-    if not _is_longer(soak, failure):
-        return said
-    return (
-        f"{said} --worst-case (worst_case=True) sizes by the largest samples, so that they cannot come as a surprise."
-    )
+        return f"{_failed_where(soak)}."
+    return f"{_failed_where(soak)}{_on_what(soak, failure)}: {failure.message.rstrip('.')}."
 
 
 def _failed_where(soak: Soak) -> str:

@@ -28,18 +28,20 @@ class UsageError(MicrobatchError):
 class WorkloadError(MicrobatchError):
     """The workload cannot be trained at any size: a bug in the user's model, batch, loss or optimizer.
 
-    `user_traceback` is the traceback of the user's own code as text, None where there is none to show.
+    `user_traceback` is the traceback of the user's own code as text, None where there is none to show. `phase` is what a trial
+    was doing (see `Trial`'s outcomes), None where no trial failed.
     """
 
-    def __init__(self, message: str, *, user_traceback: str | None = None) -> None:
+    def __init__(self, message: str, *, user_traceback: str | None = None, phase: str | None = None) -> None:
         super().__init__(message)
         self.user_traceback = user_traceback
+        self.phase = phase
 
 
 class ShortBatch(WorkloadError):
-    """The batch maker gave fewer samples than it was asked for: `samples`, which may be all that it has."""
+    """The batch maker gave fewer samples than it was asked for: `samples`, which may be all that it has; None for no batch."""
 
-    def __init__(self, message: str, *, samples: int = 0) -> None:
+    def __init__(self, message: str, *, samples: int | None = None) -> None:
         super().__init__(message)
         self.samples = samples
 

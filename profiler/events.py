@@ -58,15 +58,22 @@ class Checked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Verified:
+    """A plan was run for five optimizer steps; told once more where its time was measured apart."""
+
+    plan: AccumulationPlan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Planned:
-    """A plan was chosen and run."""
+    """A plan was chosen and run, for its soak too where one was asked for."""
 
     plan: AccumulationPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SoakEnded:
-    """A plan was run for many optimizer steps, to the end or not."""
+    """A plan was run for many optimizer steps, to the end or not; told once more with what another setting gave."""
 
     soak: Soak
 
@@ -94,7 +101,9 @@ class Resumed:
     compared: int
 
 
-Event = Began | Resumed | Started | SizeTried | Found | Timed | Compared | Checked | Planned | SoakEnded | Noted
+Event = (
+    Began | Resumed | Started | SizeTried | Found | Timed | Compared | Checked | Verified | Planned | SoakEnded | Noted
+)
 Observer = Callable[[Event], None]
 
 

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
 from profiler.curve import falls
-from profiler.errors import MicrobatchError, TooFewSamples, WorkloadError
 from profiler.events import Found, Noted
-from profiler.outcomes import Finding, Fits, Outcome, OutOfMemory, Purpose, Refused, Trial
-from profiler.prober import Prober, needed_bytes, schedule_for
+from profiler.multiples import try_size
+from profiler.outcomes import Finding, Fits, Outcome, Purpose, Refused, Trial
+from profiler.prober import Prober, needed_bytes
 from profiler.search import Observation, SearchResult, largest_fit
+from profiler.smallest import try_smallest
 from profiler.surprise import surprises, unsure
-from profiler.trial import Completed, run_schedule
 from profiler.units import format_bytes
 
-NOTHING_FITS_IN_EVALUATION = "nothing fits in evaluation"
-# A model that fails at one sample may take pairs, fours or eights only.
-MULTIPLES_TRIED = (2, 4, 8)
 # What a larger size may need less than a smaller one before it is worth a word, as a share of the capacity: libraries choose
 # other kernels for other sizes.
 FALL = 0.05
@@ -37,10 +33,10 @@ def find_largest(prober: Prober, *, ceiling: int | None = None, purpose: Purpose
     def attempt(size: int, why: str) -> Trial:
         nonlocal tried
         tried += size not in prober.tried(purpose)
-        return prober.try_size(size, why, purpose)
+        return try_size(prober, size, why, purpose)
 
-    _try_smallest(prober, ceiling, attempt, purpose)
-    result = _search(prober, ceiling, attempt)
+    try_smallest(prober, ceiling, attempt, purpose)
+    result = _search(prober, ceiling, attempt, purpose)
     while (misfit := result.smallest_misfit) is not None:
         refused = isinstance(prober.tried(purpose)[misfit].outcome, Refused)
         if refused or not surprises(prober.predicted_bytes(misfit, purpose), prober.capacity_bytes):
@@ -48,7 +44,7 @@ def find_largest(prober: Prober, *, ceiling: int | None = None, purpose: Purpose
         tried += 1
         if not prober.try_again(misfit, "the sizes below it foretold no out of memory here", purpose).fits:
             break
-        result = _search(prober, ceiling, attempt)
+        result = _search(prober, ceiling, attempt, purpose)
     finding = Finding(
         largest_fit=result.largest_fit,
         smallest_misfit=result.smallest_misfit,
@@ -64,10 +60,12 @@ def find_largest(prober: Prober, *, ceiling: int | None = None, purpose: Purpose
     return finding
 
 
-def _search(prober: Prober, ceiling: int | None, attempt: Callable[[int, str], Trial]) -> SearchResult:
+def _search(
+    prober: Prober, ceiling: int | None, attempt: Callable[[int, str], Trial], purpose: Purpose
+) -> SearchResult:
     """The search from its first size on; what was tried before is remembered and costs nothing."""
     search = largest_fit(
-        prober.capacity_bytes, ceiling=ceiling, multiple_of=prober.multiple_of, smallest=prober.smallest_size
+        prober.capacity_bytes, ceiling=ceiling, multiple_of=prober.multiple_of, smallest=prober.smallest(purpose)
     )
     request = next(search)
     while True:
@@ -92,49 +90,6 @@ def _limit(misfit: Trial | None) -> str:
     return "refusal" if isinstance(misfit.outcome, Refused) else "memory"
 
 
-def _try_smallest(prober: Prober, ceiling: int | None, attempt: Callable[[int, str], Trial], purpose: Purpose) -> None:
-    """Try the smallest size; where it cannot be trained and the next one can, that is the smallest from here on.
-
-    Raises the WorkloadError of the smallest size, with what larger sizes came to where they run.
-    """
-    size = prober.smallest_size
-    larger = size + prober.multiple_of
-    recorded = prober.replay.note(f"sizes start at {larger}: ")
-    if recorded is not None:
-        prober.smallest_size = larger
-        prober.observe(Noted(text=recorded))
-        return
-    try:
-        attempt(size, "the smallest size")
-    except TooFewSamples as error:
-        if ceiling is not None and larger > ceiling:
-            raise
-        prober.smallest_size = larger
-        prober.observe(Noted(text=f"sizes start at {larger}: {error}."))
-    except WorkloadError as error:
-        runs = _running_multiple(prober, ceiling, purpose) if size == 1 and not prober.tried(purpose) else None
-        if runs is None:
-            raise
-        raise WorkloadError(
-            f"{error}. Micro-batches of {runs} run: where the model takes multiples of a number only, pass it, "
-            f"--multiple-of {runs}.",
-            user_traceback=error.user_traceback,
-        ) from None
-
-
-def _running_multiple(prober: Prober, ceiling: int | None, purpose: Purpose) -> int | None:
-    """The first of a few sizes that runs, None where none does."""
-    for size in MULTIPLES_TRIED:
-        if ceiling is not None and size > ceiling:
-            return None
-        try:
-            if isinstance(prober.run(schedule_for(purpose, size, size), size, purpose), Fits):
-                return size
-        except MicrobatchError:  # the first one is the user's to see
-            continue
-    return None
-
-
 def ladder(largest: int, smallest: int = 1) -> tuple[int, ...]:
     """`smallest` and its doubles up to `largest`: the sizes that give the curve its points."""
     return tuple(smallest * 2**power for power in range((largest // smallest).bit_length()))
@@ -143,9 +98,14 @@ def ladder(largest: int, smallest: int = 1) -> tuple[int, ...]:
 def climb(prober: Prober, largest: int) -> None:
     """Try every size of the ladder that the search left out; say so where memory does not rise with the size."""
     for size in ladder(largest, prober.smallest_size):
-        prober.try_size(size, "a point of the curve")
-    fall = falls(prober.line_points(), FALL * prober.capacity_bytes)
-    failed = [size for size, trial in prober.trials.items() if size < largest and not trial.fits]
+        try_size(prober, size, "a point of the curve")
+    note_falls(prober, largest)
+
+
+def note_falls(prober: Prober, largest: int, purpose: Purpose = Purpose.TRAINING) -> None:
+    """Say so where, among the sizes tried, memory does not rise with the size."""
+    fall = falls(prober.line_points(purpose), FALL * prober.capacity_bytes)
+    failed = [size for size, trial in prober.tried(purpose).items() if size < largest and not trial.fits]
     if failed:
         what = f"{min(failed)} does not fit, and {largest} does"
     elif fall is not None:
@@ -153,36 +113,36 @@ def climb(prober: Prober, largest: int) -> None:
         what = f"{size} needs {format_bytes(peak_bytes)}, and {larger} needs {format_bytes(less_bytes)}"
     else:
         return
+    training = purpose is Purpose.TRAINING
+    rises = (
+        "memory does not rise with the micro-batch size"
+        if training
+        else "memory in evaluation does not rise with the batch size"
+    )
     prober.observe(
         Noted(
-            text=f"memory does not rise with the micro-batch size everywhere: {what}. {largest} was run, and so is the plan; "
-            "sizes in between that were not run may need more, and larger ones than the answer may fit."
+            text=f"{rises} everywhere: {what}. {largest} was run; sizes in between that were not run may need more, and larger "
+            "ones than the answer may fit."
         )
     )
 
 
-def why_nothing_fits(prober: Prober, finding: Finding) -> str:
-    """What the smallest size needs, measured without the budget where the device has the room, and what the limit is."""
-    nothing = "nothing fits" if finding.purpose is Purpose.TRAINING else NOTHING_FITS_IN_EVALUATION
-    recorded = prober.replay.note(f"{nothing}: ")
-    if recorded is not None:
-        return recorded
-    size = prober.smallest_size
-    misfit = finding.trial_of(size)
-    assert misfit is not None, "a search in which nothing fits ends at the smallest size"
-    assert isinstance(misfit.outcome, OutOfMemory)
-    limit = format_bytes(prober.capacity_bytes)
-    reply = prober.runner.size(
-        run_schedule,
-        replace(prober.setting, limit_bytes=None),
-        schedule_for(finding.purpose, size, size),
-        timeout_seconds=prober.limits.trial_seconds,
-        fresh=True,
-    )
-    if isinstance(reply, Completed):
-        need = format_bytes(reply.fits.peak_bytes)
-        return f"{nothing}: size {size} needs about {need}, the limit is {limit}. Raise --memory-limit, or shrink the model."
-    return (
-        f"{nothing}: size {size} runs out of memory in its {misfit.outcome.phase}, and the limit is {limit}. Raise "
-        "--memory-limit, shrink the model, or use a lower precision or a lighter optimizer."
-    )
+def note_repeats(prober: Prober, effective_batch_size: int | None, *findings: Finding | None) -> None:
+    """Say so where the Dataset has fewer samples than the effective batch or a largest size, which no epoch holds then."""
+    samples = prober.dataset_samples
+    if samples is None:
+        return
+    asked = [f"the effective batch of {effective_batch_size}"] if (effective_batch_size or 0) > samples else []
+    found = [
+        f"the largest {'micro-batch' if finding.purpose is Purpose.TRAINING else 'batch for evaluation'} of {finding.largest_fit}"
+        for finding in findings
+        if finding is not None and finding.largest_fit > samples
+    ]
+    if asked or found:
+        ending = f" --ceiling {samples} tries no larger sizes." if found else ""
+        prober.observe(
+            Noted(
+                text=f"the Dataset has {samples} samples, fewer than {' and '.join([*asked, *found])}: they were repeated for "
+                f"measuring, and an epoch of training has only {samples}.{ending}"
+            )
+        )

@@ -18,8 +18,8 @@ from profiler.trial import Completed, Failed
 from profiler.units import format_bytes, format_seconds
 from profiler.workers.protocol import Died, TimedOut
 
-# How data that has come to its end says so.
-_END_OF_DATA = frozenset({"IndexError", "StopIteration"})
+# How data that has come to its end says so, apart from StopIteration, which is a ShortBatch by then.
+_END_OF_DATA = frozenset({"IndexError"})
 # What to do about a check that takes too much; a probe's own effective batch is its aim, and stays.
 FEWER_SAMPLES = "run `microbatch check` with a smaller --effective-batch"
 
@@ -29,8 +29,8 @@ class Circumstances:
     """What is known about a trial from outside of it, by which suspects are judged.
 
     predicted_bytes: what the line through earlier sizes says, None without a line. smaller_fits: whether a smaller size
-    ran in a worker of its own. smaller_ran: whether a smaller size has run at all. is_check: whether it compared accumulation
-    with the whole batch, of `micro_batch_size` samples, and tried no size. purpose: what the size was tried for.
+    ran in a worker of its own. largest_ran: the largest of the smaller sizes that have run at all, None where none has.
+    is_check: whether it compared accumulation with the whole batch, of `micro_batch_size` samples, and tried no size. purpose: what the size was tried for.
     """
 
     micro_batch_size: int
@@ -38,7 +38,7 @@ class Circumstances:
     capacity_bytes: int
     predicted_bytes: int | None
     smaller_fits: bool
-    smaller_ran: bool = False
+    largest_ran: int | None = None
     is_check: bool = False
     purpose: Purpose = Purpose.TRAINING
 
@@ -71,12 +71,12 @@ def outcome_of(reply: Completed | Failed | Died | TimedOut, circumstances: Circu
     if isinstance(reply, Completed):
         return _within(reply.fits, circumstances.capacity_bytes)
     if isinstance(reply, Failed) and reply.refusal is not None:
-        if isinstance(reply.refusal, ShortBatch) and circumstances.smaller_ran:
+        if isinstance(reply.refusal, ShortBatch) and circumstances.largest_ran is not None:
             return _refused(reply, "the batch maker has no more", at_most=reply.refusal.samples)
         raise reply.refusal
     failure = _failure(reply)
     judgement = classify(failure, device_type=circumstances.device_type)
-    if isinstance(reply, Failed) and circumstances.smaller_ran:
+    if isinstance(reply, Failed) and circumstances.largest_ran is not None:
         if judgement.verdict is Verdict.CEILING:
             return _refused(reply, judgement.evidence)
         if reply.phase == "batch" and not _END_OF_DATA.isdisjoint(failure.errors[0].classes):
@@ -186,10 +186,15 @@ def error_of(
             )
         )
     known = f" ({evidence})" if verdict is not Verdict.UNKNOWN else ""
+    if reply.phase == "batch" and circumstances.largest_ran is not None:
+        known += (
+            f". Where the data end there, stop at the largest size that ran: --ceiling {circumstances.largest_ran}."
+        )
     kind = TooFewSamples if verdict is Verdict.TOO_FEW else WorkloadError
     return kind(
         f"the workload failed {circumstances.where}, in its {reply.phase}: {first_line(reply)}{known}",
         user_traceback=reply.user_traceback,
+        phase=reply.phase,
     )
 
 

@@ -4,9 +4,10 @@
     {"schema": 1, "kind": "trial", "micro_batch_size": 1, "outcome": "fits", "peak_bytes": ..., "seconds": ..., ...}
 
 The kinds: "run" (a `RunInfo`), "trial", "comparison" and "evaluation" (a `Trial`), "throughput" (a `Throughput`),
-"finding" and "evaluation_finding" (a `SearchEnd`), "equivalence" (an `Equivalence`), "plan" (an `AccumulationPlan`), "soak" (a
-`Soak`, of which a plan that failed leaves one too) and "note" (a sentence). Keys are the dataclass's fields, with their units;
-a trial's outcome lies flat beside its other fields, and one of evaluation has no strategy. Unknown is null.
+"finding" and "evaluation_finding" (a `SearchEnd`), "equivalence" (an `Equivalence`), "verified_plan" and "plan" (an
+`AccumulationPlan`: one that ran its five steps, before its soak, and the one that was chosen in the end), "soak" (a `Soak`, of
+which a plan that failed leaves one too) and "note" (a sentence). Keys are the dataclass's fields, with their units; a trial's
+outcome lies flat beside its other fields, and one of evaluation has no strategy. Unknown is null.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ _DECODED: dict[str, type[RunInfo | SearchEnd | Equivalence | AccumulationPlan | 
     "finding": SearchEnd,
     "evaluation_finding": SearchEnd,
     "equivalence": Equivalence,
+    "verified_plan": AccumulationPlan,
     "plan": AccumulationPlan,
     "soak": Soak,
 }
@@ -81,7 +83,7 @@ def search_end(finding: Finding, *, search_seconds: float, search_trials: int) -
 
 
 def to_record(value: Value, *, kind: str | None = None) -> dict[str, Any]:
-    """`value` as the object of one line; `kind` follows from it, but a comparison's trial must be called one."""
+    """`value` as the object of one line; `kind` follows from it, but for a comparison's trial and a plan that is only verified."""
     evaluates = isinstance(value, Trial) and value.purpose is Purpose.EVALUATION
     head: dict[str, Any] = {"schema": SCHEMA, "kind": kind or ("evaluation" if evaluates else _KINDS[type(value)])}
     if isinstance(value, str):

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from profiler.devices import Device, default_device_name, open_device
@@ -88,6 +89,8 @@ def open_prober(
             compiled=inspection.compile,
             multiple_of=options.multiple_of,
             smallest_size=options.multiple_of,
+            smallest_evaluation=options.multiple_of,
+            dataset_samples=inspection.dataset_samples,
             limits=options.limits,
             observe=observe,
             replay=replay,
@@ -146,6 +149,7 @@ def _run_info(device: Device, inspection: Inspection, options: Options, workload
         effective_batch_size=options.effective_batch_size,
         data_parallel_size=options.data_parallel_size,
         command=options.command,
+        directory=str(Path.cwd()) if options.command is not None else None,
         started_at=datetime.now().astimezone().isoformat(timespec="seconds"),
         environment={"microbatch": _version(), **inspection.facts.environment},
         target_sha256=TargetSource(target=workload).sha256 if isinstance(workload, str) else None,

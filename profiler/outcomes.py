@@ -21,6 +21,11 @@ class Purpose(StrEnum):
     TRAINING = "training"
     EVALUATION = "evaluation"
 
+    @property
+    def size(self) -> str:
+        """What a size is called that is tried for it."""
+        return "micro-batch size" if self is Purpose.TRAINING else "evaluation batch size"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fits:

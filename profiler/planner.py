@@ -6,12 +6,13 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 from profiler.curve import line_through_last
-from profiler.endurance import endured
+from profiler.endurance import Unproved, endured
 from profiler.equivalence import Decomposition, Equivalence
 from profiler.errors import NothingFits
-from profiler.events import Noted, Planned
+from profiler.events import Noted, Planned, Verified
 from profiler.finder import ladder
-from profiler.outcomes import Finding, Fits, Refused, Throughput
+from profiler.multiples import try_size
+from profiler.outcomes import Finding, Fits, OutOfMemory, Refused, Throughput
 from profiler.plan import (
     AccumulationPlan,
     Candidate,
@@ -83,33 +84,55 @@ def make_plan(prober: Prober, finding: Finding, goal: Goal) -> AccumulationPlan:
     safe_bytes = int(prober.capacity_bytes * (1 - goal.headroom))
     safe_size = _safe_size(prober, finding, safe_bytes)
     candidates = _candidates(prober, _possible_steps(prober, goal, safe_size), goal, safe_bytes)
-    failures: list[str] = []
+    failures: list[Unproved] = []
     while candidates:
         chosen, reason = choose(candidates, safe_bytes=safe_bytes, prefer_equal=goal.prefer_equal)
         plan = AccumulationPlan(
             effective_batch_size=goal.effective_batch_size,
             replicas=chosen.replicas,
             reason=reason,
-            notes=(*failures, *_advice(goal, chosen, safe_size), *_on_weights(goal.equivalence)),
+            notes=(
+                *(failure.said for failure in failures),
+                *_remedies(failures),
+                *_advice(goal, chosen, safe_size),
+                *_on_weights(goal.equivalence),
+            ),
             predicted_peak_bytes=chosen.peak_bytes,
             predicted_step_seconds=chosen.step_seconds,
             equivalence=goal.equivalence.verdict if goal.equivalence is not None else None,
         )
-        verified = _verified(prober, plan)
-        soaked = False
-        if goal.soak_steps is not None and isinstance(verified, AccumulationPlan):
-            verified, soaked = endured(prober, verified, goal.soak_steps, goal.headroom), True
-        if isinstance(verified, AccumulationPlan):
-            prober.observe(Planned(plan=verified))
-            return verified
-        failures.append(verified)
-        prober.observe(Noted(text=verified))
+        proved = _verified(prober, plan)
+        if goal.soak_steps is not None and isinstance(proved, AccumulationPlan):
+            proved = endured(prober, proved, goal.soak_steps, goal.headroom)
+        if isinstance(proved, AccumulationPlan):
+            for remedy in _remedies(failures):
+                prober.observe(Noted(text=remedy))
+            prober.observe(Planned(plan=proved))
+            return proved
+        prober.observe(Noted(text=proved.said))
+        failures.append(proved)
         candidates = [candidate for candidate in candidates if candidate is not chosen]
-        if soaked:
+        if proved.soaked:
             candidates = _smaller(prober, candidates, chosen, goal, safe_bytes)
-    raise NothingFits(
-        f"no plan for an effective batch of {goal.effective_batch_size} survived being run. {' '.join(failures)} "
-        "Raise --headroom, the memory limit, or the time limit."
+    raise NothingFits(_why_no_plan(goal, failures, most_steps=_most_steps(prober, goal)))
+
+
+def _remedies(failures: list[Unproved]) -> list[str]:
+    """What to do about the failures, each advice once."""
+    return list(dict.fromkeys(failure.advice for failure in failures if failure.advice))
+
+
+def _why_no_plan(goal: Goal, failures: list[Unproved], *, most_steps: int) -> str:
+    """The last failure and how many went before it, each with a note of its own; and what would help."""
+    last, others = failures[-1], len(failures) - 1
+    said = [f"no plan for an effective batch of {goal.effective_batch_size} survived being run.", last.said]
+    if others:
+        said.append(f"{others} other {'plan' if others == 1 else 'plans'} failed before it.")
+    # More headroom leads to smaller micro-batches, and there are none.
+    headroom = [] if any(len(failure.sizes) == most_steps for failure in failures) else ["--headroom"]
+    time_limit = [] if last.soaked else ["the time limit"]
+    return " ".join(
+        [*said, *_remedies(failures), f"Raise {' or '.join([*headroom, 'the memory limit', *time_limit])}."]
     )
 
 
@@ -119,7 +142,7 @@ def _smaller(
     """Those of smaller micro-batches than `chosen`, else one of twice the steps or the next more; none after the smallest."""
     size, steps = chosen.replicas[0][0], len(chosen.replicas[0])
     left = [candidate for candidate in candidates if candidate.replicas[0][0] < size]
-    most = goal.effective_batch_size // prober.smallest_size // goal.data_parallel_size
+    most = _most_steps(prober, goal)
     if left or steps == most:
         return left
     more = min(2 * steps, most)
@@ -128,13 +151,18 @@ def _smaller(
     return _candidates(prober, [more], goal, safe_bytes)
 
 
+def _most_steps(prober: Prober, goal: Goal) -> int:
+    """The accumulation steps of the smallest micro-batches."""
+    return goal.effective_batch_size // prober.smallest_size // goal.data_parallel_size
+
+
 def _possible_steps(prober: Prober, goal: Goal, safe_size: int) -> list[int]:
     """Accumulation steps worth considering, the fewest first: as few as leave the headroom, one more, and the ladder's.
 
     Raises NothingFits where the replicas cannot share the batch in micro-batches that small.
     """
     batch, replicas = goal.effective_batch_size, goal.data_parallel_size
-    least, most = least_steps(batch, safe_size, replicas), batch // prober.smallest_size // replicas
+    least, most = least_steps(batch, safe_size, replicas), _most_steps(prober, goal)
     if least > most and prober.smallest_size > 1:
         raise NothingFits(
             f"micro-batches of {prober.smallest_size} or more cannot be smaller than {safe_size + 1} and add up to {batch} over "
@@ -194,7 +222,7 @@ def _candidates(prober: Prober, steps: list[int], goal: Goal, safe_bytes: int) -
             break
         parts = split(goal.effective_batch_size, count, goal.data_parallel_size, multiple_of=prober.multiple_of)
         why = f"{count * goal.data_parallel_size} of it make {goal.effective_batch_size}"
-        outcome = prober.try_size(parts[0][0], why).outcome
+        outcome = try_size(prober, parts[0][0], why).outcome
         if isinstance(outcome, Fits) and not outcome.allocator_retries and outcome.peak_bytes <= safe_bytes:
             throughput = prober.time(parts[0][0], why) if times else None
             found.append(_candidate(parts, outcome.peak_bytes, throughput))
@@ -228,37 +256,62 @@ def _estimated_seconds(prober: Prober, goal: Goal, steps: int) -> float | None:
     return steps * size * per_sample + above.median_optimizer_seconds
 
 
-def _verified(prober: Prober, plan: AccumulationPlan) -> AccumulationPlan | str:
-    """The plan with what running it measured, or a sentence that says how it failed."""
-    sizes = plan.micro_batch_sizes
-    recorded = prober.recorded_plan(plan.replicas) or prober.replay.note(f"The plan {list(sizes)} ")
-    if recorded is not None:
-        return recorded
-    ran = prober.run_plan(sizes, VERIFIED_STEPS)
-    if isinstance(ran, TimedOut):
-        return (
-            f"The plan {list(sizes)} did not end {VERIFIED_STEPS} optimizer steps within {format_seconds(ran.seconds)}: allow "
-            "more with --verification-timeout."
-        )
-    if isinstance(ran, Refused):
-        return f"The plan {list(sizes)} could not be run, {ran.evidence}: {ran.message}."
-    if not isinstance(ran, Completed):
-        return f"The plan {list(sizes)} ran out of memory in its {ran.phase} when it was run: {ran.message}."
-    if ran.fits.allocator_retries:
-        return f"The plan {list(sizes)} ran only by {ran.fits.allocator_retries} allocator retries."
-    seconds = ran.step_seconds
-    if prober.timing_setting is not prober.setting:
+def _verified(prober: Prober, plan: AccumulationPlan) -> AccumulationPlan | Unproved:
+    """The plan with what running it measured, or how it failed.
+
+    Each of the two runs is told as soon as it ended, so that one that is interrupted later repeats neither.
+    """
+    ran = prober.replay.verified(plan.replicas) or _run(prober, plan)
+    if isinstance(ran, Unproved):
+        return ran
+    prober.observe(Verified(plan=ran))
+    if prober.timing_setting is prober.setting or ran.step_seconds is not None:
+        return ran
+    timed = prober.replay.verified(plan.replicas)
+    if timed is None:
         # The exact allocator is slow, so the plan's time is taken from a second run.
-        seconds = prober.time_plan(sizes, VERIFIED_STEPS) or ()
+        seconds = prober.time_plan(plan.micro_batch_sizes, VERIFIED_STEPS)
+        if seconds is None:
+            return ran
+        timed = _with_time(ran, seconds)
+    prober.observe(Verified(plan=timed))
+    return timed
+
+
+def _run(prober: Prober, plan: AccumulationPlan) -> AccumulationPlan | Unproved:
+    """The plan with the peak of its five steps, and their time where it counts; or how it failed."""
+    sizes = plan.micro_batch_sizes
+    failure = prober.replay.note(f"The plan {list(sizes)} ")
+    if failure is None:
+        ran = prober.run_plan(sizes, VERIFIED_STEPS)
+        if isinstance(ran, Completed) and not ran.fits.allocator_retries:
+            proved = replace(plan, peak_bytes=ran.fits.peak_bytes, verified_steps=VERIFIED_STEPS)
+            return _with_time(proved, ran.step_seconds) if prober.timing_setting is prober.setting else proved
+        failure = f"The plan {list(sizes)} {_how_failed(ran)}"
+    return Unproved(sizes=sizes, said=failure)
+
+
+def _how_failed(ran: Completed | OutOfMemory | Refused | TimedOut) -> str:
+    match ran:
+        case TimedOut(seconds=seconds):
+            return (
+                f"did not end {VERIFIED_STEPS} optimizer steps within {format_seconds(seconds)}: allow more with "
+                "--verification-timeout."
+            )
+        case Refused(evidence=evidence, message=message):
+            return f"could not be run, {evidence}: {message}."
+        case OutOfMemory(phase=phase, message=message):
+            return f"ran out of memory in its {phase} when it was run: {message}."
+        case Completed(fits=fits):
+            return f"ran only by {fits.allocator_retries} allocator retries."
+
+
+def _with_time(plan: AccumulationPlan, seconds: tuple[float, ...]) -> AccumulationPlan:
+    """The plan with the time of its steps, all but the first, and a note where that cannot be right."""
     # The first step makes the optimizer's state and loads what is loaded lazily.
     measured = median(seconds[1:]) if len(seconds) > 1 else None
-    return replace(
-        plan,
-        peak_bytes=ran.fits.peak_bytes,
-        step_seconds=measured,
-        verified_steps=VERIFIED_STEPS,
-        notes=(*plan.notes, *_disagreement(plan.predicted_step_seconds, measured)),
-    )
+    remarks = _disagreement(plan.predicted_step_seconds, measured)
+    return replace(plan, step_seconds=measured, notes=(*plan.notes, *remarks))
 
 
 def _disagreement(predicted: float | None, measured: float | None) -> list[str]:

@@ -11,7 +11,6 @@ from profiler.errors import NothingFits, UsageError, WorkloadError
 from profiler.events import Checked, Noted, Observer, SizeTried, Started, Timed
 from profiler.judge import FEWER_SAMPLES, Circumstances, first_line, how_killed, is_suspect, outcome_of
 from profiler.outcomes import Fits, Outcome, OutOfMemory, Purpose, Refused, Strategy, Throughput, Trial
-from profiler.plan import AccumulationPlan
 from profiler.replay import Replay
 from profiler.soak import Soak, SoakFailure
 from profiler.soaking import Soaked, SoakRequest, soak
@@ -57,7 +56,9 @@ class Prober:
 
     capacity_bytes: what the process may use, in the unit of the device's peaks. timing_setting: the setting for jobs that
     measure time, without the budget where keeping it exactly costs time. compiled: whether the model is compiled.
-    multiple_of: every size is a multiple of it. smallest_size: none below it can be run, as far as is known.
+    multiple_of: every size is a multiple of it. smallest_size: none below it can be trained, as far as is known, and the training
+    step of an evaluation trial takes as many. smallest_evaluation: none below it can be evaluated, likewise.
+    dataset_samples: how many the workload's Dataset has, None where batches come from elsewhere.
     trials, evaluations: the sizes tried for training, and for evaluation; each is predicted from its own.
     replay: what an interrupted run recorded, which is taken over and not run. own_heap: whether trials run in this
     process and it is its memory that is measured.
@@ -72,6 +73,8 @@ class Prober:
     observe: Observer
     multiple_of: int = 1
     smallest_size: int = 1
+    smallest_evaluation: int = 1
+    dataset_samples: int | None = None
     trials: dict[int, Trial] = field(default_factory=dict)
     evaluations: dict[int, Trial] = field(default_factory=dict)
     throughputs: dict[int, Throughput] = field(default_factory=dict)
@@ -81,6 +84,10 @@ class Prober:
     def tried(self, purpose: Purpose) -> dict[int, Trial]:
         """The sizes that were tried for `purpose`, in the order they ran."""
         return self.trials if purpose is Purpose.TRAINING else self.evaluations
+
+    def smallest(self, purpose: Purpose) -> int:
+        """The smallest size that can be run for `purpose`, as far as is known."""
+        return self.smallest_size if purpose is Purpose.TRAINING else self.smallest_evaluation
 
     def try_size(self, size: int, why: str, purpose: Purpose = Purpose.TRAINING) -> Trial:
         """The sizing trial of `size`."""
@@ -105,7 +112,7 @@ class Prober:
     def _try(self, size: int, why: str, purpose: Purpose, *, fresh: bool = False) -> None:
         trial = self.replay.trial(size, purpose)
         if trial is None:
-            self.observe(Started(what=f"{_named(purpose)} {size}", why=why))
+            self.observe(Started(what=f"{purpose.size} {size}", why=why))
             outcome = self.run(schedule_for(purpose, size, self.smallest_size), size, purpose, fresh=fresh)
             trial = Trial(micro_batch_size=size, outcome=outcome, why=why, purpose=purpose)
         self.tried(purpose)[size] = trial
@@ -206,13 +213,6 @@ class Prober:
         self._note_untimed("the plan", reply)
         return None
 
-    def recorded_plan(self, replicas: tuple[tuple[int, ...], ...]) -> AccumulationPlan | None:
-        """The plan of these sizes that an interrupted run recorded, run and timed; None where it recorded none."""
-        plan = self.replay.plan(replicas)
-        if plan is not None:
-            self._is_known_untimed("the plan")
-        return plan
-
     def time(self, size: int, why: str) -> Throughput | None:
         """The throughput at `size`, measured once; None, with a note, where it cannot be measured."""
         if size not in self.throughputs:
@@ -304,7 +304,7 @@ class Prober:
             capacity_bytes=self.capacity_bytes,
             predicted_bytes=predicted_bytes,
             smaller_fits=is_suspect(reply, self.setting.device) and self._smaller_fits(size, purpose),
-            smaller_ran=any(trial.fits and tried < size for tried, trial in self.tried(purpose).items()),
+            largest_ran=self._largest_ran(size, purpose),
             purpose=purpose,
         )
 
@@ -318,20 +318,17 @@ class Prober:
             is_check=True,
         )
 
+    def _largest_ran(self, below: int, purpose: Purpose) -> int | None:
+        """The largest size below `below` that ran, None where none did."""
+        return max((size for size, trial in self.tried(purpose).items() if trial.fits and size < below), default=None)
+
     def _smaller_fits(self, size: int, purpose: Purpose) -> bool:
         """Whether the largest smaller size that fitted fits again in a fresh worker: the set-up itself works."""
-        fitting = (tried for tried, trial in self.tried(purpose).items() if trial.fits and tried < size)
-        smaller = max(fitting, default=None)
+        smaller = self._largest_ran(size, purpose)
         if smaller is None:
             return False
-        self.observe(
-            Started(what=f"{_named(purpose)} {smaller} again", why=f"{size} failed in a way that may be memory")
-        )
+        self.observe(Started(what=f"{purpose.size} {smaller} again", why=f"{size} failed in a way that may be memory"))
         return isinstance(self._run(schedule_for(purpose, smaller, self.smallest_size), fresh=True), Completed)
-
-
-def _named(purpose: Purpose) -> str:
-    return "micro-batch size" if purpose is Purpose.TRAINING else "evaluation batch size"
 
 
 def schedule_for(purpose: Purpose, size: int, trained_size: int) -> Schedule:

@@ -45,8 +45,9 @@ class Records:
     micro-batch size. comparison: those of the three strategies.
     finding, search_seconds, search_trials: None where no search was made, or it was interrupted.
     evaluations, evaluation, evaluation_search_seconds, evaluation_search_trials: the same of batches of evaluation.
-    equivalence: None where accumulation was not compared with the whole batch. soaks: in the order they
-    ran, those of plans that failed first.
+    equivalence: None where accumulation was not compared with the whole batch. verified: the plans that ran, each as it was
+    before its soak. soaks: in the order they ran, those of plans that failed first; one that another
+    setting followed once more, with that.
     """
 
     run: RunInfo
@@ -62,6 +63,7 @@ class Records:
     evaluation_search_seconds: float | None = None
     evaluation_search_trials: int | None = None
     equivalence: Equivalence | None = None
+    verified: tuple[AccumulationPlan, ...] = field(default=(), compare=False)
     plan: AccumulationPlan | None = None
     soaks: tuple[Soak, ...] = ()
     notes: tuple[str, ...] = ()
@@ -140,7 +142,7 @@ class RecordWriter:
             )
 
     def append(self, value: Value, *, kind: str | None = None) -> None:
-        """Writes one value; a note is its text, and a trial of a comparison is called so with `kind="comparison"`."""
+        """Writes one value; a note is its text. A trial of a comparison, or a verified plan, is called so with `kind`."""
         line = memoryview(json.dumps(to_record(value, kind=kind), allow_nan=False).encode() + b"\n")
         with explained(f"{self._path} cannot be written"):
             end = os.fstat(self._file.fileno()).st_size
@@ -169,6 +171,8 @@ class RecordWriter:
             if of.finding:
                 seconds, trials = of.search_seconds or 0.0, of.search_trials or 0
                 self.append_finding(of.finding, search_seconds=seconds, search_trials=trials)
+        for plan in records.verified:
+            self.append(plan, kind="verified_plan")
         for rest in (records.equivalence, *records.soaks, records.plan, *records.notes):
             if rest is not None:
                 self.append(rest)
@@ -263,7 +267,12 @@ def _assemble(path: Path, values: Sequence[tuple[str, Value]], notes: Iterable[s
         evaluation_search_seconds=evaluation_end.search_seconds if evaluation_end else None,
         evaluation_search_trials=evaluation_end.search_trials if evaluation_end else None,
         equivalence=next((value for _, value in reversed(values) if isinstance(value, Equivalence)), None),
-        plan=next((value for _, value in reversed(values) if isinstance(value, AccumulationPlan)), None),
+        verified=tuple(
+            value for kind, value in values if kind == "verified_plan" and isinstance(value, AccumulationPlan)
+        ),
+        plan=next(
+            (value for kind, value in reversed(values) if kind == "plan" and isinstance(value, AccumulationPlan)), None
+        ),
         soaks=tuple(value for _, value in values if isinstance(value, Soak)),
         notes=(*(value for _, value in values if isinstance(value, str)), *notes),
     )

@@ -21,6 +21,7 @@ from profiler.events import (
     SoakEnded,
     Started,
     Timed,
+    Verified,
 )
 from profiler.outcomes import Finding, Purpose, Strategy, Throughput, Trial
 from profiler.plan import AccumulationPlan
@@ -45,6 +46,7 @@ class Replay:
     throughput: list[Throughput] = field(default_factory=list)
     comparison: list[Trial] = field(default_factory=list)
     checks: list[Equivalence] = field(default_factory=list)
+    verifications: list[AccumulationPlan] = field(default_factory=list)
     plans: list[AccumulationPlan] = field(default_factory=list)
     soaks: list[Soak] = field(default_factory=list)
     ends: dict[Purpose, tuple[int, int | None]] = field(default_factory=dict)
@@ -70,6 +72,8 @@ class Replay:
             throughput=list(records.throughput),
             comparison=list(records.comparison),
             checks=[records.equivalence] if records.equivalence else [],
+            # A finished report says only of its plan that it ran.
+            verifications=list(records.verified) or [plan for plan in (records.plan,) if plan],
             plans=[records.plan] if records.plan else [],
             soaks=list(records.soaks),
             ends={found.purpose: _end(found) for found in (records.finding, records.evaluation) if found},
@@ -104,12 +108,16 @@ class Replay:
         """The recorded check of `batch_size` samples, likewise."""
         return _first(self.checks, lambda check: check.batch_size == batch_size)
 
+    def verified(self, replicas: Sizes) -> AccumulationPlan | None:
+        """The recorded plan of these sizes with what running it measured, then that with its time, likewise."""
+        return _first(self.verifications, lambda plan: plan.replicas == replicas)
+
     def plan(self, replicas: Sizes) -> AccumulationPlan | None:
-        """The recorded plan of these sizes, with what running it measured, likewise."""
+        """The recorded plan of these sizes that was chosen in the end, likewise."""
         return _first(self.plans, lambda plan: plan.replicas == replicas)
 
     def soak(self, sizes: tuple[int, ...], steps: int) -> Soak | None:
-        """The recorded soak of a replica's micro-batch sizes over so many optimizer steps, likewise."""
+        """The recorded soak of a replica's micro-batch sizes over so many optimizer steps, then that with another setting's."""
         return _first(self.soaks, lambda soak: (soak.micro_batch_sizes, soak.steps) == (sizes, steps))
 
     def note(self, beginning: str) -> str | None:
@@ -141,8 +149,8 @@ class Replay:
                 return _take(self.comparison, trial)
             case Checked(equivalence=equivalence):
                 return _take(self.checks, equivalence)
-            case Planned(plan=plan):
-                return _take(self.plans, plan)
+            case Verified(plan=plan) | Planned(plan=plan):
+                return _take(self.plans if isinstance(event, Planned) else self.verifications, plan)
             case Found(finding=finding):
                 recorded = self.ends.pop(finding.purpose, None)
                 if recorded is not None and recorded != _end(finding):
@@ -161,8 +169,9 @@ class Replay:
         times = [f"the time of size {timed.micro_batch_size}" for timed in self.throughput]
         ways = [f"{_words(trial.strategy)} of {trial.accumulation_steps} micro-batches" for trial in self.comparison]
         checks = [f"the check with {check.batch_size} samples" for check in self.checks]
-        plans = [f"the plan {list(plan.micro_batch_sizes)}" for plan in self.plans]
-        left = [*sizes, *found, *times, *checks, *plans, *ways]
+        plans = [f"the plan {list(plan.micro_batch_sizes)}" for plan in (*self.verifications, *self.plans)]
+        soaks = [f"the soak of the plan {list(soak.micro_batch_sizes)}" for soak in self.soaks]
+        left = [*sizes, *found, *times, *checks, *plans, *soaks, *ways]
         if left:
             raise _unlike(left[0], what)
 

@@ -17,7 +17,7 @@ class RunInfo:
 
     capacity_bytes: what the process may use. headroom: the share of it a recommended plan leaves unused.
     environment: versions, device name, driver, threads: what two records must share to be compared.
-    command: what to type to get these results again, None from Python.
+    command: what to type to get these results again, None from Python. directory: where it was typed, None where unknown.
     started_at: local time with its offset, ISO 8601.
     target_sha256: of the user's file that the target names; None where it names none. What the file imports is not in it.
     """
@@ -29,6 +29,7 @@ class RunInfo:
     effective_batch_size: int | None = None
     data_parallel_size: int = 1
     command: str | None = None
+    directory: str | None = None
     started_at: str
     environment: Mapping[str, str] = field(default_factory=dict)
     target_sha256: str | None = None

@@ -37,6 +37,8 @@ NEAR = 1.05
 # A line that was carried beyond this many times its last size, and disproved, is taken to be off by this share.
 FAR = 1.25
 OFF = 1 / 64
+# Carried beyond this many times, it is taken to have a bend behind it.
+VERY_FAR = 1.5
 # Sizes are padded to this power of two or a larger one; steps of smaller ones are found as fast by halves.
 ROUND = 16
 # Two curvatures of one parabola differ by no more than this factor.
@@ -195,7 +197,7 @@ def largest_fit(
         creeps = 0 if said or narrowed else creeps + 1
         guess = _guess(sorted(points), capacity_bytes)
         move = _narrow(low, high, guess, creeps) if failed and high is not None else _ascend(low, guess, creeps)
-        if edge is not None and high is not None and low <= edge < high - 1:
+        if edge is not None and high is not None and low <= edge < high:
             move = _Move(size=edge if low < edge else edge + 1, why=f"there is no more than {edge * multiple_of}")
         inside = max(floor(move.size), low + 1)
         move = replace(move, size=inside if high is None else min(inside, high - 1))
@@ -246,9 +248,10 @@ def _narrow(low: int, high: int, guess: _Guess | None, creeps: int) -> _Move:
 
     Where that crept, the bracket is halved: a line can stay just beside every trial, where memory bends or grows in steps.
     """
-    # Far apart, the sizes' ratio is unknown rather than their difference, so the middle is the geometric one.
-    middle = sqrt(low * high) if high > 2 * low > 0 else (low + high) / 2
-    patience = 1 if guess is not None and guess.size >= high > FAR * low else PATIENCE
+    # A line that led to the misfit itself is off by a bend, which halves the way to it rather than the sizes' ratio.
+    is_disproved = guess is not None and NEAR * high >= guess.size >= high > NEAR * low
+    middle = sqrt(low * high) if high > 2 * low > 0 and not is_disproved else (low + high) / 2
+    patience = 1 if is_disproved else PATIENCE
     if guess is not None and creeps and low > 0 and high <= NEAR * low:
         # Memory that grows in steps does so where a size is padded: beyond a multiple of a power of two.
         edge, power = _roundest(low, high)
@@ -258,8 +261,9 @@ def _narrow(low: int, high: int, guess: _Guess | None, creeps: int) -> _Move:
         return _Move(size=middle, why=f"between {low}, which fits, and {high}, which does not")
     stride = min(_stride(creeps, guess), (high - low) / 2)
     if guess.size >= high:
-        # Its doubt off the disproved end, since a good line is seldom off by more; one that was drawn far is off by some.
-        off = max(guess.doubt, 1.0 if high <= FAR * low else OFF * high)
+        # Its doubt off the disproved end, since a good line is seldom off by more; one that was drawn far is off by some, and
+        # one that was drawn very far has missed a bend.
+        off = max(guess.doubt, 1.0 if high <= FAR * low else OFF * high if high <= VERY_FAR * low else high)
         size, why = max(high - off, middle), f"the line's {guess.size:.0f} is disproved: below {high}"
     elif guess.size < low + 1:
         size, why = low + stride, f"fits beyond the line's {guess.size:.0f}: above {low}"

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from profiler.batches import check_batch, to_device
+from profiler.batches import made_batch, to_device
 from profiler.errors import WorkloadError
 from profiler.outcomes import Strategy
 from profiler.workload import Precision, Workload
@@ -119,7 +119,7 @@ class Training:
         )
 
     def batch(self, size: int) -> Any:
-        """A batch of `size` samples on the device; WorkloadError where the batch maker gives another number."""
+        """A batch of `size` samples on the device; WorkloadError where the batch maker gives another number or ends."""
         self.phase.name = "batch"
         if self.host_batches is None:
             return to_device(self._made(size), self.device)
@@ -128,9 +128,7 @@ class Training:
         return to_device(self.host_batches[size], self.device)
 
     def _made(self, size: int) -> Any:
-        batch = self.workload.make_batch(size)
-        check_batch(batch, size)
-        return batch
+        return made_batch(self.workload.make_batch, size)
 
     def optimizer_step(self) -> None:
         """Step the optimizer on the gradients as they are; WorkloadError where fp16 makes it skip the step."""

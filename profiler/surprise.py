@@ -33,7 +33,7 @@ def after_another_try(
     size = again.micro_batch_size
     if isinstance(again.outcome, Fits):
         cause = _OWN_HEAP if own_heap else "something else took the memory for a moment, such as another process"
-        return f"micro-batch size {size} ran out of memory once and fits: {cause}. What was found with it is from trials that ran."
+        return f"{again.purpose.size} {size} ran out of memory once and fits: {cause}. What was found with it is from trials that ran."
     if predicted_bytes is None or predicted_bytes >= FAR_BELOW * capacity_bytes:
         return None
     otherwise = (
@@ -42,7 +42,7 @@ def after_another_try(
         else "or another process takes memory. If others run on the device, stop them and probe again."
     )
     return (
-        f"micro-batch size {size} ran out of memory twice, though smaller ones put it at {format_bytes(predicted_bytes)} of "
+        f"{again.purpose.size} {size} ran out of memory twice, though smaller ones put it at {format_bytes(predicted_bytes)} of "
         f"{format_bytes(capacity_bytes)}: its memory grows in a step there, {otherwise}"
     )
 

@@ -97,7 +97,8 @@ class Done(Generic[T]):
 class Inspection:
     """What a workload and a device are, before anything is trained.
 
-    samples_vary: whether samples of the Dataset, in the order in which batches take them, differ in size.
+    samples_vary: whether samples of the Dataset, in the order in which batches take them, differ in size. dataset_samples: how many it
+    has, None where batches come from elsewhere.
     """
 
     workload: str
@@ -106,6 +107,7 @@ class Inspection:
     samples_vary: bool
     facts: DeviceFacts
     capacity_bytes: int
+    dataset_samples: int | None = None
 
 
 def inspect(setting: Setting) -> Done[Inspection]:
@@ -125,6 +127,7 @@ def inspect(setting: Setting) -> Done[Inspection]:
             samples_vary=_samples_vary(workload),
             facts=device.facts(),
             capacity_bytes=device.open(setting.limit_bytes),
+            dataset_samples=_dataset_samples(workload),
         )
 
     return guarded(setting, job)
@@ -221,7 +224,7 @@ def _failed(error: BaseException, device: Device, phase: Phase, seconds: float) 
     return Failed(
         failure=failure,
         phase=phase.name,
-        message=f"{type(error).__name__}: {failure.errors[0].text}",
+        message=f"{type(error).__name__}: {failure.errors[0].text}".removesuffix(": "),
         user_traceback=user_traceback(error),
         refusal=error if isinstance(error, MicrobatchError) else None,
         peak_bytes=peak_bytes,
@@ -300,6 +303,13 @@ def _samples_vary(workload: Workload) -> bool:
     if not isinstance(batches, DatasetBatches) or batches.largest_first:
         return False
     return len({elements_of(batches.dataset[index]) for index in batches.order[:SAMPLES_LOOKED_AT]}) > 1
+
+
+def _dataset_samples(workload: Workload) -> int | None:
+    from profiler.batches import DatasetBatches
+
+    batches = workload.make_batch
+    return len(batches.order) if isinstance(batches, DatasetBatches) else None
 
 
 def _check_precision(workload: Workload, device: Device) -> None:

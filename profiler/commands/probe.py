@@ -23,10 +23,10 @@ from profiler.commands.tables import (
     sizes_table,
 )
 from profiler.errors import NothingFits
-from profiler.finder import NOTHING_FITS_IN_EVALUATION
 from profiler.options import DEFAULT_HEADROOM
 from profiler.prober import TRIAL_SECONDS, VERIFICATION_SECONDS
 from profiler.report import Report
+from profiler.smallest import does_not_fit
 
 
 def probe(
@@ -129,7 +129,7 @@ def probe(
         if trained is not None and (trained.largest_fit == 0 or (effective_batch is not None and report.plan is None)):
             raise NothingFits(report.notes[-1])
         if evaluated is not None and evaluated.largest_fit == 0:
-            raise NothingFits(next(note for note in report.notes if note.startswith(NOTHING_FITS_IN_EVALUATION)))
+            raise NothingFits(next(note for note in report.notes if note.startswith(does_not_fit(evaluated))))
 
 
 def _print(report: Report, target: str, files: list[Path], *, as_json: bool) -> None:

@@ -108,6 +108,9 @@ def describe(event: Event, capacity_bytes: int) -> str | None:
 def _planned(event: Planned | SoakEnded, capacity_bytes: int) -> str:
     if isinstance(event, Planned):
         return f"  plan  {event.plan.reason}"
+    again = event.soak.again
+    if again is not None:
+        return f"  soak  {soak_summary(again, capacity_bytes)}, with {again.environment}"
     return f"  soak  {soak_summary(event.soak, capacity_bytes)}"
 
 

@@ -24,6 +24,7 @@ from profiler.events import (
     SoakEnded,
     Started,
     Timed,
+    Verified,
 )
 from profiler.records import Records, RecordWriter
 from profiler.report import Report, RunInfo
@@ -125,6 +126,8 @@ class Recording:
                 writer.append(throughput)
             case Checked(equivalence=equivalence):
                 writer.append(equivalence)
+            case Verified(plan=plan):
+                writer.append(plan, kind="verified_plan")
             case Planned(plan=plan):
                 writer.append(plan)
             case SoakEnded(soak=soak):

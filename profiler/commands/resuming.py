@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import typer
+from rich.text import Text
 
+from profiler.commands.console import errors
 from profiler.errors import UsageError
 from profiler.resuming import Reopened, reopen
 
@@ -29,16 +32,40 @@ class Resumed:
 
 
 def resumed(context: typer.Context, folder: Path) -> Resumed:
-    """The run in `folder`, to go on with.
+    """The run in `folder`, to go on with, in the directory where its command was given.
 
     Raises UsageError where it is no run of `probe` that can, or where something else than then was typed beside it.
     """
-    run = reopen(folder)
+    run, path = reopen(folder), folder.absolute()
     with ExitStack() as stack:
         stack.callback(run.writer.close)
         arguments = _arguments(context, folder, run.records.run.command)
+        if _return_to(run.records.run.directory, arguments):
+            run = replace(run, path=path)
         stack.pop_all()
     return Resumed(run=run, arguments=arguments)
+
+
+def _return_to(directory: str | None, arguments: dict[str, Any]) -> bool:
+    """Whether this went to another directory, the one where the command was given: its target and the target's data are there.
+
+    Where that is gone, as on another machine, a target that is found from here goes on here; UsageError for any other.
+    """
+    if directory is None or directory == str(Path.cwd()):
+        return False
+    try:
+        os.chdir(directory)
+    except OSError as error:
+        place = arguments["target"].rpartition(":")[0]
+        if place.endswith(".py") and not Path(place).is_file():
+            raise UsageError(
+                f"the command was given in {directory}, which cannot be entered ({error.strerror or error}), and there is no "
+                f"{place} here: go to where it is now, and resume there."
+            ) from error
+        return False
+    if not arguments["quiet"]:
+        errors().print(Text(f"going on in {directory}, where the command was given"))
+    return True
 
 
 def _arguments(context: typer.Context, folder: Path, command: str | None) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def finding_lines(finding: Finding) -> Iterable[str]:
     if misfit is not None and isinstance(misfit.outcome, Refused):
         yield (
             f"Largest {batch} that runs: {finding.largest_fit}, and it fits in {capacity}; {misfit.micro_batch_size} cannot "
-            f"be run, and not for memory: {misfit.outcome.message}"
+            f"be run: {misfit.outcome.evidence} ({misfit.outcome.message.rstrip('.')})."
         )
     elif finding.smallest_misfit is None:
         yield f"Largest {batch} tried: {finding.largest_fit}, the ceiling; it fits in {capacity}."

@@ -85,7 +85,9 @@ class Thresholds:
     @classmethod
     def of_process(cls, environment: Mapping[str, str]) -> Thresholds:
         """What a process of this environment comes to: its own settings, else where glibc's moving thresholds end."""
-        tunables = dict(entry.split("=", 1) for entry in environment.get("GLIBC_TUNABLES", "").split(":") if "=" in entry)
+        tunables = dict(
+            entry.split("=", 1) for entry in environment.get("GLIBC_TUNABLES", "").split(":") if "=" in entry
+        )
 
         def setting(name: str, otherwise: int) -> int:
             value = environment.get(f"MALLOC_{name.upper()}_", tunables.get(f"glibc.malloc.{name}", ""))

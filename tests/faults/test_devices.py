@@ -14,9 +14,10 @@ from faults.fake_device import FIXED_BYTES, SAMPLE_BYTES, TOTAL_BYTES, Card, Fak
 from profiler import Options, probe
 from profiler.errors import DeviceUnavailable, MicrobatchError, TrialError, UsageError, WorkloadError
 from profiler.events import Event, Noted, SizeTried, unobserved
-from profiler.finder import find_largest, why_nothing_fits
+from profiler.finder import find_largest
 from profiler.opening import DRIFT, open_prober
 from profiler.outcomes import Finding, OutOfMemory
+from profiler.smallest import why_nothing_fits
 
 PHASES = ("forward", "backward", "optimizer step", "moving")
 
@@ -91,7 +92,9 @@ def test_a_model_that_does_not_fit_fits_at_no_size(monkeypatch: pytest.MonkeyPat
         finding = find_largest(prober)
 
         assert (finding.largest_fit, finding.smallest_misfit) == (0, 1)
-        assert "size 1 needs about 95.4 MiB, the limit is 47.7 MiB" in why_nothing_fits(prober, finding)
+        assert "size 1, the smallest, does not fit: it needs about 95.4 MiB, the limit is 47.7 MiB" in why_nothing_fits(
+            prober, finding
+        )
 
 
 def test_host_memory_that_a_batch_maker_lacks_is_no_limit_of_the_gpu(search: Callable[..., Searched]) -> None:

@@ -161,7 +161,7 @@ def circumstances(device: str, *, nearly: bool) -> Circumstances:
         capacity_bytes=GIB,
         predicted_bytes=GIB if nearly else GIB // 2,
         smaller_fits=True,
-        smaller_ran=True,
+        largest_ran=4,
     )
 
 

@@ -22,7 +22,7 @@ from profiler.commands.tables import (
 )
 from profiler.devices import DeviceFacts, Surveyed
 from profiler.events import Began, Checked, Compared, Event, Found, Noted, Planned, SizeTried, SoakEnded, Started, Timed
-from profiler.outcomes import Finding
+from profiler.outcomes import Finding, Fits, Refused, Trial
 from profiler.plan import AccumulationPlan
 from profiler.records import Records
 from profiler.report import Report
@@ -100,6 +100,24 @@ def test_what_was_found_for_evaluation(golden: Callable[[str], None]) -> None:
     golden(printed(to))
 
 
+@pytest.mark.parametrize("message", ["IndexError", "IndexError: index 50 is out of range."])
+def test_a_size_that_cannot_be_run_is_said_with_the_reason_and_what_the_trial_said(message: str) -> None:
+    refused = Refused(phase="batch", message=message, evidence="the batch maker has no more", seconds=1.0)
+    finding = Finding(
+        largest_fit=49,
+        smallest_misfit=50,
+        limited_by="refusal",
+        capacity_bytes=GIB,
+        trials=(
+            Trial(micro_batch_size=49, outcome=Fits(peak_bytes=GIB // 2, seconds=1.0)),
+            Trial(micro_batch_size=50, outcome=refused),
+        ),
+    )
+
+    (line,) = finding_lines(finding)
+    assert line.endswith(f"; 50 cannot be run: the batch maker has no more ({message.rstrip('.')}).")
+
+
 PLANS = {
     "sizes of two kinds": resnet().plan,
     "equal micro-batches": fast_small().plan,
@@ -140,6 +158,9 @@ SOAKS = {
     "same peak": replace(on_the_cpu(), verified_peak_bytes=106 * 2**20),
     "nothing known": Soak(micro_batch_sizes=(1,), steps=3, steps_run=3, seconds=1.0, peak_bytes=2**20),
     "failed": out_of_memory(),
+    "again": replace(
+        on_a_gpu(), again=replace(on_a_gpu(reserved=62.0), environment="PYTORCH_ALLOC_CONF=expandable_segments:True")
+    ),
     "died": replace(
         out_of_memory(), points=(), peak_bytes=None, failure=SoakFailure(step=None, phase="worker", message="killed")
     ),

@@ -622,7 +622,9 @@ def test_a_limit_on_time_is_positive() -> None:
 
 
 def test_under_a_budget_below_the_models_size_nothing_fits(kept_servers: None) -> None:
-    with pytest.raises(NothingFits, match=r"nothing fits: size 1 needs about 2\.\d+ MiB, the limit is 200 KiB") as info:
+    with pytest.raises(
+        NothingFits, match=r"size 1, the smallest, does not fit: it needs about 2\.\d+ MiB, the limit is 200 KiB"
+    ) as info:
         find_accumulation_plan(even(), TARGET, device="cpu", memory_limit="200KiB")
     assert info.value.exit_status == 3
 

@@ -276,7 +276,9 @@ def test_force_replaces_the_files_of_an_earlier_run_and_no_other(runs: Runs) -> 
 def test_where_nothing_fits_the_status_is_3_and_the_sentence_has_the_numbers(runs: Runs) -> None:
     assert runs["without room"].status == 3
     last = runs["without room"].errors.splitlines()[-1]
-    assert re.fullmatch(r"error: nothing fits: size 1 needs about [\d.]+ MiB, the limit is 4 MiB\. Raise .+", last)
+    assert re.fullmatch(
+        r"error: size 1, the smallest, does not fit: it needs about [\d.]+ MiB, the limit is 4 MiB\. Raise .+", last
+    )
 
 
 def test_where_nothing_fits_the_object_has_no_size_and_no_plan(runs: Runs) -> None:
@@ -386,7 +388,7 @@ def test_where_no_evaluation_fits_it_exits_with_3_and_says_what_one_needs(runs: 
 
     assert ran.status == 3, ran.errors
     assert re.match(
-        r"error: nothing fits in evaluation: size 1 needs about .* MiB, the limit is 4 MiB\.",
+        r"error: batch size 1, the smallest, does not fit in evaluation: it needs about .* MiB, the limit is 4 MiB\.",
         ran.errors.splitlines()[-1],
     )
 

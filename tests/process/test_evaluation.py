@@ -12,10 +12,11 @@ from process.states import changes, model_state, optimizer_state, process_state
 from process.workloads import WIDTH, adamw, prober_of, sgd, squares, tiny
 from profiler import Finding, Fits, Options, OutOfMemory, Purpose, Report, Workload, WorkloadError, probe
 from profiler.events import Event, Found, SizeTried, Started, unobserved
-from profiler.finder import NOTHING_FITS_IN_EVALUATION, find_largest, why_nothing_fits
+from profiler.finder import find_largest
 from profiler.opening import open_prober
 from profiler.outcomes import Outcome
 from profiler.prober import Prober, evaluation_schedule
+from profiler.smallest import does_not_fit, why_nothing_fits
 from profiler.units import MIB
 from profiler.workers.runner import ProcessRunner
 
@@ -165,7 +166,9 @@ def test_where_nothing_fits_it_says_what_one_sample_needs(runner: ProcessRunner)
 
     assert (finding.largest_fit, finding.smallest_misfit) == (0, 1)
     assert isinstance(finding.trials[0].outcome, OutOfMemory)
-    assert why_nothing_fits(prober, finding).startswith(f"{NOTHING_FITS_IN_EVALUATION}: size 1 needs about ")
+    said = why_nothing_fits(prober, finding)
+    assert said.startswith("batch size 1, the smallest, does not fit in evaluation: it needs about ")
+    assert said.startswith(does_not_fit(finding))
 
 
 def probed(events: list[Event], **choices: Any) -> Report:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from process.states import changes, model_state, optimizer_state, process_state
 from profiler import Options, WorkloadError, find_accumulation_plan, probe
 from profiler.devices.glibc import Thresholds
-from profiler.events import Noted, unobserved
+from profiler.events import Event, Noted, unobserved
 from profiler.finder import find_largest
 from profiler.opening import open_prober
 from profiler.outcomes import Finding, Fits, OutOfMemory, Trial
@@ -544,7 +544,9 @@ def holes() -> None:
 
 def found(workload: Workload, isolation: Literal["process", "none"]) -> tuple[Finding, list[str]]:
     options, notes = Options(device="cpu", memory_limit="24MiB", isolation=isolation), list[str]()
-    with open_prober(workload, options, lambda event: notes.extend([event.text] if isinstance(event, Noted) else [])) as (
+    with open_prober(
+        workload, options, lambda event: notes.extend([event.text] if isinstance(event, Noted) else [])
+    ) as (
         prober,
         _,
     ):
@@ -571,14 +573,16 @@ def test_the_answer_in_this_process_is_that_of_workers_whatever_the_heap_holds_f
 
 def test_a_run_in_this_process_notes_that_it_is_not_exact(kept_servers: None) -> None:
     workload = Workload(model=Net, make_batch=batch_of, loss=squares, optimizer=sgd)
-    said = {}
-    for isolation in ("none", "process"):
-        notes = list[str]()
-        options = Options(device="cpu", memory_limit=LIMIT, isolation=isolation)  # type: ignore[arg-type]
-        with open_prober(workload, options, lambda event: notes.extend([event.text] if isinstance(event, Noted) else [])):  # noqa: B023
-            said[isolation] = [note for note in notes if "isolation none" in note]
-    assert [len(notes) for notes in said.values()] == [1, 0]
-    assert "not exact by some MiB" in said["none"][0]
+
+    def notes_of(options: Options) -> list[str]:
+        events: list[Event] = []
+        with open_prober(workload, options, events.append):
+            pass
+        return [event.text for event in events if isinstance(event, Noted) and "isolation none" in event.text]
+
+    (note,) = notes_of(Options(device="cpu", memory_limit=LIMIT, isolation="none"))
+    assert "not exact by some MiB" in note
+    assert not notes_of(Options(device="cpu", memory_limit=LIMIT, isolation="process"))
 
 
 def wide(size: int) -> Tensor:

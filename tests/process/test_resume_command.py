@@ -31,6 +31,11 @@ REFUSED = {
     "made in Python": (("--resume", "python"), "use probe(workload, options, resume=records)"),
     "made by compare": (("--resume", "compare"), "which cannot go on (only probe goes on): run that command again"),
     "made by a later version": (("--resume", "later"), "which cannot go on (No such option: --wings"),
+    "made where nothing is any more": (
+        ("--resume", "lost"),
+        "the command was given in /nowhere/at/all, which cannot be entered (No such file or directory), and there is no "
+        "lost.py here: go to where it is now, and resume there.",
+    ),
     "no command": (("--resume", "words"), 'was made by `microbatch probe "`, which cannot go on'),
 }
 
@@ -50,6 +55,10 @@ class Refusals(Runs):
             (folder / name).mkdir()
             with RecordWriter(folder / name / "records.jsonl") as writer:
                 writer.append(replace(resnet().run, command=command))
+        (folder / "lost").mkdir()
+        with RecordWriter(folder / "lost" / "records.jsonl") as writer:
+            lost = replace(resnet().run, command="microbatch probe lost.py:slow", directory="/nowhere/at/all")
+            writer.append(lost)
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +124,22 @@ def test_an_interrupted_command_goes_on_where_it_was_and_runs_no_size_twice(tmp_
     assert edited.status == 2
     assert "the target's file has changed since the records were made" in edited.errors
     assert (folder / "edited" / "records.jsonl").read_bytes() == before
+
+
+def test_a_run_goes_on_where_its_command_was_given_or_where_that_was_moved(tmp_path: Path) -> None:
+    folder, elsewhere = user_folder(tmp_path / "here"), user_folder(tmp_path / "elsewhere")
+    (elsewhere / "train.py").write_text("raise SystemExit('another file of that name')")
+    interrupted(folder, *COMMAND, after_lines=2)
+    assert read_records(folder / "run" / "records.jsonl").run.directory == str(folder)
+
+    resumed = microbatch("probe", "--resume", "../here/run", folder=elsewhere)
+    assert resumed.status == 0, resumed.errors
+    assert f"going on in {folder}, where the command was given" in resumed.errors
+    assert (folder / "run" / "table.csv").is_file()
+    assert {path.name for path in elsewhere.iterdir()} == {"train.py"}
+    ended = (folder / "run" / "records.jsonl").read_bytes()
+
+    moved = folder.rename(tmp_path / "there")
+    again = microbatch("probe", "--resume", "run", "--quiet", folder=moved)
+    assert (again.status, again.errors) == (0, "")
+    assert (moved / "run" / "records.jsonl").read_bytes() == ended

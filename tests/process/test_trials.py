@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from process.workloads import WIDTH, adamw, attempt, failing, peak_mib, prober_of, rows, sgd, squares, tiny, wide
 from profiler.errors import TrialError, UsageError, WorkloadError
-from profiler.finder import find_largest, why_nothing_fits
+from profiler.finder import find_largest
 from profiler.outcomes import Fits, OutOfMemory
 from profiler.prober import Prober
+from profiler.smallest import why_nothing_fits
 from profiler.units import MIB
 from profiler.workers.runner import ProcessRunner
 from profiler.workload import Workload
@@ -83,7 +84,7 @@ def test_under_a_budget_below_the_models_own_size_nothing_fits(runner: ProcessRu
     prober = prober_of(tiny(model=large), runner, 6 * MIB)
     finding = find_largest(prober)
     why = why_nothing_fits(prober, finding)
-    needed = re.search(r"size 1 needs about ([\d.]+) MiB, the limit is 6 MiB", why)
+    needed = re.search(r"size 1, the smallest, does not fit: it needs about ([\d.]+) MiB, the limit is 6 MiB", why)
 
     assert (finding.largest_fit, finding.smallest_misfit) == (0, 1)
     assert needed is not None, why

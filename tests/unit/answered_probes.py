@@ -9,10 +9,12 @@ from typing import Any
 from sample_checks import equal_check
 
 from profiler.checking.job import CheckRequest, check
-from profiler.devices import DeviceFacts
+from profiler.devices import DeviceFacts, Usage
 from profiler.devices.out_of_memory import Failure
 from profiler.options import Options
 from profiler.outcomes import Fits, Strategy, Throughput
+from profiler.soak import Soak
+from profiler.soaking import Soaked, SoakRequest, soak
 from profiler.targets import TargetSource
 from profiler.trial import Completed, Failed, Inspection, Schedule, Setting, inspect, run_schedule
 from profiler.units import MIB
@@ -36,6 +38,8 @@ class Rules:
     fails_check: bool = False
     crashes_at: tuple[Strategy, int] | None = None
     samples_vary: bool = False
+    largest_lasting: int | None = None
+    slow_soak: bool = False
 
 
 @dataclass(slots=True)
@@ -57,6 +61,8 @@ class Answering(ProcessRunner):
         self.jobs.append(f"{function.__name__} {arguments[1:]}")
         if function is check:
             return self._check(arguments[1])
+        if function is soak:
+            return self._soaked(arguments[1])
         assert function is run_schedule
         return self._ran(setting, arguments[1])
 
@@ -94,6 +100,21 @@ class Answering(ProcessRunner):
             return Died(exit_status=-11, output="")
         return replace(equal_check(), batch_size=request.batch_size)
 
+    def _soaked(self, request: SoakRequest) -> Any:
+        if self.rules.slow_soak:
+            return TimedOut(seconds=9.0, output="")
+        largest = self.rules.largest_lasting
+        lasts = largest is None or max(request.sizes) <= largest
+        ran = Soak(
+            micro_batch_sizes=request.sizes,
+            steps=request.steps,
+            steps_run=request.steps if lasts else 2,
+            seconds=1.0,
+            peak_bytes=CAPACITY // 2,
+            verified_elements=100,
+        )
+        return Soaked(soak=ran, failed=None if lasts else _full(MIB), elements=300, at_failure=Usage())
+
     def _ran(self, setting: Setting, schedule: Schedule) -> Any:
         sizes = schedule.steps[-1]
         if schedule.steps.count(sizes) == 5 and sizes == self.rules.slow_plan:
@@ -103,18 +124,21 @@ class Answering(ProcessRunner):
         alive = max(sizes) if schedule.strategy is Strategy.ACCUMULATION else sum(sizes)
         needed = (self.rules.fixed + self.rules.a_sample * alive) * MIB
         if setting.limit_bytes is not None and needed > setting.limit_bytes:
-            error = MemoryError("no room")
-            return Failed(
-                failure=Failure.of(error),
-                phase="forward",
-                message="MemoryError: no room",
-                user_traceback=None,
-                refusal=None,
-                peak_bytes=setting.limit_bytes - MIB,
-                seconds=0.25,
-            )
+            return _full(setting.limit_bytes - MIB)
         seconds = tuple(0.1 + sum(step) / 100 for step in schedule.steps)
         return Completed(fits=Fits(peak_bytes=needed, seconds=0.5), step_seconds=seconds)
+
+
+def _full(peak_bytes: int) -> Failed:
+    return Failed(
+        failure=Failure.of(MemoryError("no room")),
+        phase="forward",
+        message="MemoryError: no room",
+        user_traceback=None,
+        refusal=None,
+        peak_bytes=peak_bytes,
+        seconds=0.25,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +161,13 @@ CASES = {
     "a size and the plan untimed": Case(rules=Rules(untimed_size=4, untimed_plan=True)),
     "a plan too slow, and no check": Case(rules=Rules(slow_plan=(14, 13, 13), fails_check=True)),
     "a strategy that crashes": Case(rules=Rules(crashes_at=(Strategy.SUMMED_LOSS, 2))),
+    "a plan that lasts": Case(options=options_of(effective_batch_size=40, soak_steps=20)),
+    "soaks that fail": Case(rules=Rules(largest_lasting=3), options=options_of(effective_batch_size=40, soak_steps=20)),
+    "soaks that fail, untimed": Case(
+        rules=Rules(largest_lasting=3, untimed_plan=True), options=options_of(effective_batch_size=40, soak_steps=20)
+    ),
+    "no plan lasts": Case(rules=Rules(largest_lasting=0), options=options_of(effective_batch_size=40, soak_steps=20)),
+    "a soak too slow": Case(rules=Rules(slow_soak=True), options=options_of(effective_batch_size=40, soak_steps=20)),
 }
 
 

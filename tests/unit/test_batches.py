@@ -18,11 +18,12 @@ from profiler.batches import (
     check_batch,
     count_samples,
     elements_of,
+    made_batch,
     map_tensors,
     tensors_of,
     to_device,
 )
-from profiler.errors import UsageError, WorkloadError
+from profiler.errors import ShortBatch, UsageError, WorkloadError
 
 Pair = namedtuple("Pair", ["first", "second"])
 
@@ -199,3 +200,23 @@ def test_a_dataset_without_samples_is_refused() -> None:
 def test_a_dataset_without_a_length_is_refused_with_what_to_pass_instead() -> None:
     with pytest.raises(UsageError, match=r"Stream has no length and no index: pass a batch maker make_batch\(n\)"):
         batches_of(Stream())
+
+
+def test_a_batch_maker_that_ends_by_stop_iteration_has_no_more_samples() -> None:
+    left = iter([torch.ones(2)] * 3)
+
+    def make_batch(size: int) -> Tensor:
+        return torch.stack([next(left) for _ in range(size)])
+
+    assert len(made_batch(make_batch, 2)) == 2
+    with pytest.raises(ShortBatch, match=r"make_batch\(2\) ended by StopIteration: ") as raised:
+        made_batch(make_batch, 2)
+    assert raised.value.samples is None
+
+
+def test_another_error_of_a_batch_maker_is_its_own() -> None:
+    def make_batch(size: int) -> Tensor:
+        raise RuntimeError("the disk is gone") from OSError()
+
+    with pytest.raises(RuntimeError, match="the disk is gone"):
+        made_batch(make_batch, 2)

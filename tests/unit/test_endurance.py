@@ -10,13 +10,14 @@ from sample_soaks import on_a_gpu
 
 from profiler.devices import Usage
 from profiler.devices.out_of_memory import Failure
-from profiler.endurance import endured, in_words
+from profiler.endurance import Unproved, endured, in_words
 from profiler.errors import NothingFits, TrialError
 from profiler.events import Event, Noted, SoakEnded, Started
 from profiler.outcomes import Finding, Fits, Trial
 from profiler.plan import AccumulationPlan
 from profiler.planner import Goal, make_plan
 from profiler.prober import Limits, Prober
+from profiler.replay import Replay
 from profiler.soak import Soak, SoakFailure, SoakPoint
 from profiler.soaking import Soaked, SoakRequest, soak
 from profiler.switches import Switches
@@ -175,20 +176,24 @@ def test_a_plan_that_fails_its_soak_gives_way_to_smaller_micro_batches(goal: dic
     assert plan.soaked_steps == 200
     said = [event.text for event in events if isinstance(event, Noted)]
     assert list(plan.notes) == said
-    assert len(said) == len(tried) - 1
-    assert [event.soak.passed for event in events if isinstance(event, SoakEnded)] == [False] * len(said) + [True]
+    assert ["failed its soak" in note for note in said] == [True] * (len(tried) - 1) + [False]
+    assert said[-1].startswith("--worst-case")
+    ended = [event.soak.passed for event in events if isinstance(event, SoakEnded)]
+    assert ended == [False] * (len(tried) - 1) + [True]
 
 
 def test_a_failed_soak_says_where_on_what_and_what_to_do() -> None:
     events: list[Event] = []
     planned(Simulated(lambda request: lasted(request) if max(request.sizes) < 32 else ran_out(request)), events)
 
-    (note,) = (event.text for event in events if isinstance(event, Noted))
+    note, advice = (event.text for event in events if isinstance(event, Noted))
     assert note == (
         "The plan 1 × 32 failed its soak: it ran out of memory in optimizer step 3 of 200, in its backward, on a micro-batch "
         "of 4,096 numbers, 2 times the 2,048 that it was verified with: samples longer than the Dataset's first: "
-        "RuntimeError: DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes. --worst-case "
-        "(worst_case=True) sizes by the largest samples, so that they cannot come as a surprise."
+        "RuntimeError: DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
+    )
+    assert advice == (
+        "--worst-case (worst_case=True) sizes by the largest samples, so that they cannot come as a surprise."
     )
 
 
@@ -203,21 +208,45 @@ def test_a_soak_that_fails_on_samples_no_longer_than_the_first_does_not_speak_of
 
 
 def test_where_single_samples_fail_their_soak_too_there_is_no_plan() -> None:
-    runner = Simulated(ran_out)
-    with pytest.raises(NothingFits, match=r"no plan for an effective batch of 32 survived being run\. .*32 × 1 failed"):
-        planned(runner, [])
+    runner, events = Simulated(ran_out), list[Event]()
+    with pytest.raises(NothingFits) as raised:
+        planned(runner, events)
 
     assert [max(sizes) for sizes in runner.soaked] == [32, 16, 8, 4, 2, 1]
+    assert str(raised.value) == (
+        "no plan for an effective batch of 32 survived being run. The plan 32 × 1 failed its soak: it ran out of memory in "
+        "optimizer step 3 of 200, in its backward, on a micro-batch of 4,096 numbers, 2 times the 2,048 that it was verified "
+        "with: samples longer than the Dataset's first: RuntimeError: DefaultCPUAllocator: can't allocate memory: you tried "
+        "to allocate 9 bytes. 5 other plans failed before it. --worst-case (worst_case=True) sizes by the largest samples, "
+        "so that they cannot come as a surprise. Raise the memory limit."
+    )
+    said = [event.text for event in events if isinstance(event, Noted)]
+    assert ["failed its soak" in note and "--worst-case" not in note for note in said] == [True] * 6
+
+
+def test_a_plan_whose_smallest_micro_batches_were_not_tried_may_need_more_headroom() -> None:
+    class Slow(Simulated):
+        def size(self, function: Callable[..., Any], *arguments: Any, timeout_seconds: float, fresh: bool) -> Any:
+            if function is run_schedule and len(arguments[-1].steps) == 5:
+                return TimedOut(seconds=10.0, output="")
+            return super().size(function, *arguments, timeout_seconds=timeout_seconds, fresh=fresh)
+
+    with pytest.raises(NothingFits) as raised:
+        planned(Slow(lasted), [])
+    assert str(raised.value) == (
+        "no plan for an effective batch of 32 survived being run. The plan [32] did not end 5 optimizer steps within 10 s: "
+        "allow more with --verification-timeout. Raise --headroom or the memory limit or the time limit."
+    )
 
 
 def test_a_soak_that_does_not_end_in_time_is_no_reason_to_try_smaller_ones() -> None:
-    runner = Simulated(lambda request: TimedOut(seconds=400.0, output=""))
-    with pytest.raises(
-        NothingFits, match="did not end its 200 optimizer steps within 400 s: ask for fewer with --soak"
-    ):
-        planned(runner, [])
+    runner, events = Simulated(lambda request: TimedOut(seconds=400.0, output="")), list[Event]()
+    said = "The plan 1 × 32 did not end its soak of 200 optimizer steps within 400 s."
+    with pytest.raises(NothingFits, match=f"{said} Ask for fewer steps with --soak"):
+        planned(runner, events)
 
     assert len(runner.soaked) == 1
+    assert Noted(text=said) in events
 
 
 def test_a_worker_that_the_kernel_killed_ran_out_of_memory_in_a_step_that_nobody_knows() -> None:
@@ -249,7 +278,7 @@ PLAN = AccumulationPlan(effective_batch_size=16, replicas=((8, 8),), reason="It 
 FULL = SoakFailure(step=9, phase="forward", message="OutOfMemoryError: CUDA out of memory", unused_bytes=9 * GIB)
 
 
-def on_card(ran: Soak, again: Any, *, has_other: bool = True) -> tuple[AccumulationPlan | str, Soak, Simulated]:
+def on_card(ran: Soak, again: Any, *, has_other: bool = True) -> tuple[AccumulationPlan | Unproved, Soak, Simulated]:
     """What comes of a soak on a card of 80 GiB, `again` being what it comes to with expandable segments."""
 
     def answer(of: Any) -> Any:
@@ -263,7 +292,7 @@ def on_card(ran: Soak, again: Any, *, has_other: bool = True) -> tuple[Accumulat
     other = Simulated(lambda request: answer(again)) if has_other else None
     runner, events = Simulated(lambda request: answer(ran), other=other), list[Event]()
     came_to = endured(prober_of(runner, events, device="cuda:0", capacity=80 * GIB), PLAN, 50, headroom=0.0)
-    (ended,) = (event for event in events if isinstance(event, SoakEnded))
+    *_, ended = (event for event in events if isinstance(event, SoakEnded))
     assert other is None or other.closed == bool(runner.environments)
     return came_to, ended.soak, runner
 
@@ -308,8 +337,8 @@ def test_a_setting_that_saves_nothing_is_not_recommended(reserved: float) -> Non
 def test_a_setting_under_which_the_soak_passes_is_named_and_the_plan_fails_all_the_same() -> None:
     came_to, ended, _ = on_card(on_a_gpu(reserved=78.0, failure=FULL), on_a_gpu(reserved=62.0))
 
-    assert isinstance(came_to, str)
-    assert came_to.endswith(
+    assert isinstance(came_to, Unproved)
+    assert came_to.said.endswith(
         f"With {EXPANDABLE} the same soak passes, with a reserved peak of 61 GiB: set it, and probe again with it."
     )
     assert not ended.passed
@@ -320,8 +349,8 @@ def test_a_setting_under_which_the_soak_passes_is_named_and_the_plan_fails_all_t
 def test_a_setting_under_which_it_fails_too_does_not_help() -> None:
     came_to, _, _ = on_card(on_a_gpu(reserved=78.0, failure=FULL), on_a_gpu(reserved=78.0, failure=FULL))
 
-    assert isinstance(came_to, str)
-    assert f"{EXPANDABLE} does not help: with it, it ran out of memory in optimizer step 9 of 50" in came_to
+    assert isinstance(came_to, Unproved)
+    assert f"{EXPANDABLE} does not help: with it, it ran out of memory in optimizer step 9 of 50" in came_to.said
 
 
 def test_a_second_soak_that_takes_too_long_loses_nothing() -> None:
@@ -330,6 +359,60 @@ def test_a_second_soak_that_takes_too_long_loses_nothing() -> None:
     assert isinstance(came_to, AccumulationPlan)
     assert came_to.notes == (f"with {EXPANDABLE} the soak did not end within 99 s.",)
     assert ended.again is None
+
+
+@dataclass(frozen=True, slots=True)
+class GoneOn:
+    """What came of a fragmented soak that failed on a card, what was new of it, and how many soaks ran, with the setting too."""
+
+    came_to: AccumulationPlan | Unproved
+    soaks: list[Soak]
+    ran: tuple[int, int]
+
+
+def gone_on(again: Any, *, soaks: list[Soak], notes: list[str]) -> GoneOn:
+    """The soak from what is on record of it; again: what it comes to with expandable segments."""
+    full = Soaked(
+        soak=replace(on_a_gpu(failure=FULL), failure=None),
+        failed=failed("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        elements=None,
+        at_failure=Usage(allocated_bytes=0, reserved_bytes=FULL.unused_bytes),
+    )
+    other = Simulated(lambda request: again)
+    runner, new = Simulated(lambda request: full, other=other), list[Event]()
+    prober = prober_of(runner, [], device="cuda:0", capacity=80 * GIB)
+    prober.replay = Replay(soaks=list(soaks), notes=list(notes), began=True)
+    prober.observe = lambda event: None if prober.replay.covers(event) else new.append(event)
+    came_to = endured(prober, PLAN, 50, headroom=0.0)
+    ended = [event.soak for event in new if isinstance(event, SoakEnded)]
+    return GoneOn(came_to=came_to, soaks=ended, ran=(len(runner.soaked), len(other.soaked)))
+
+
+PASSED = Soaked(soak=on_a_gpu(reserved=62.0), failed=None, elements=None, at_failure=Usage())
+
+
+def test_a_soak_and_the_one_with_another_setting_are_recorded_as_each_ends_and_neither_runs_twice() -> None:
+    whole = gone_on(PASSED, soaks=[], notes=[])
+    first, second = whole.soaks
+    assert isinstance(whole.came_to, Unproved)
+    assert (whole.ran, first.again) == ((1, 1), None)
+    assert second == replace(first, again=second.again)
+
+    cut = gone_on(PASSED, soaks=[first], notes=[])
+    assert (cut.came_to, cut.soaks, cut.ran) == (whole.came_to, [second], (0, 1))
+    for notes in ([], [whole.came_to.said]):
+        ended = gone_on(PASSED, soaks=[first, second], notes=notes)
+        assert (ended.came_to, ended.soaks, ended.ran) == (whole.came_to, [], (0, 0))
+
+
+def test_a_setting_whose_soak_took_too_long_is_not_tried_again_once_that_is_recorded() -> None:
+    slow = TimedOut(seconds=99.0, output="")
+    whole = gone_on(slow, soaks=[], notes=[])
+    assert isinstance(whole.came_to, Unproved)
+    assert whole.came_to.said.endswith(f"With {EXPANDABLE} the soak did not end within 99 s.")
+
+    ended = gone_on(slow, soaks=whole.soaks, notes=[whole.came_to.said])
+    assert (ended.came_to, ended.soaks, ended.ran) == (whole.came_to, [], (0, 0))
 
 
 def test_in_one_process_the_setting_cannot_be_tried_and_that_is_said() -> None:
@@ -346,7 +429,8 @@ def test_in_one_process_the_setting_cannot_be_tried_and_that_is_said() -> None:
 def test_allocator_retries_are_a_failure() -> None:
     came_to, _, _ = on_card(replace(on_a_gpu(reserved=62.0), allocator_retries=2), again=None)
 
-    assert came_to == "The plan 2 × 8 failed its soak: it ran only by 2 allocator retries."
+    assert isinstance(came_to, Unproved)
+    assert came_to.said == "The plan 2 × 8 failed its soak: it ran only by 2 allocator retries."
 
 
 def test_sizes_are_counted_in_words() -> None:

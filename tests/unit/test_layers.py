@@ -21,6 +21,8 @@ LAYERS = (
     ("plan", "curve"),
     ("search",),
     ("surprise",),
+    # A GPU's memory without one.
+    ("simulation",),
     # A run's results, to files and figures.
     ("report",),
     ("events", "lines", "files"),
@@ -42,6 +44,8 @@ LAYERS = (
     # Trials put together: sizes, then a search over them, then a plan from them.
     ("judge",),
     ("prober",),
+    ("multiples",),
+    ("smallest",),
     ("finder", "comparison", "options", "endurance"),
     ("planner", "resuming"),
     ("opening",),
@@ -52,6 +56,7 @@ LAYERS = (
 PURE = (
     *("errors", "units", "outcomes", "search", "plan", "curve", "report", "events", "lines", "codec"),
     *("nearest", "files", "tracebacks", "equivalence", "nests", "parts", "windows", "soak", "surprise"),
+    *("simulation", "simulation.blocks", "simulation.allocator", "simulation.replay"),
 )
 
 # Every package that is not Python's own, and the modules that may import it, at the top or inside a function.

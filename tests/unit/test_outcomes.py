@@ -141,5 +141,7 @@ def test_the_spread_is_relative_and_takes_no_order(micro_steps: list[float], fac
 
     assert throughput.spread >= 0
     assert timed(*sorted(micro_steps)).spread == throughput.spread
-    assert timed(*(step * factor for step in micro_steps)).spread == pytest.approx(throughput.spread, abs=1e-9)
+    assert timed(*(step * factor for step in micro_steps)).spread == pytest.approx(
+        throughput.spread, rel=1e-9, abs=1e-9
+    )
     assert min(micro_steps) <= throughput.median_micro_step_seconds <= max(micro_steps)

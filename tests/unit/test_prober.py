@@ -12,8 +12,9 @@ from profiler.checking.job import CheckRequest, check
 from profiler.devices.out_of_memory import Failure
 from profiler.equivalence import Equivalence
 from profiler.errors import MicrobatchError, NothingFits, TrialError, UsageError, WorkloadError
-from profiler.events import Checked, Event, Started
-from profiler.outcomes import Fits, OutOfMemory, Purpose, Trial
+from profiler.events import Checked, Event, Noted, Started
+from profiler.finder import note_repeats
+from profiler.outcomes import Finding, Fits, OutOfMemory, Purpose, Trial
 from profiler.prober import Limits, Prober, evaluation_schedule
 from profiler.switches import Switches
 from profiler.targets import TargetSource
@@ -213,9 +214,56 @@ def test_a_suspect_evaluation_is_judged_by_a_smaller_evaluation_and_not_by_train
 
 
 def test_a_plan_that_ran_above_the_capacity_is_out_of_memory() -> None:
-    within, above = (Completed(fits=Fits(peak_bytes=peak, seconds=1.0), step_seconds=(1.0,)) for peak in (64 * MIB, 65 * MIB))
+    within, above = (
+        Completed(fits=Fits(peak_bytes=peak, seconds=1.0), step_seconds=(1.0,)) for peak in (64 * MIB, 65 * MIB)
+    )
 
     assert prober_of(Answering(within), []).run_plan((2, 2), 5) is within
     outcome = prober_of(Answering(above), []).run_plan((2, 2), 5)
     assert isinstance(outcome, OutOfMemory)
     assert outcome.evidence == "its peak of 65 MiB exceeds the capacity"
+
+
+def found(size: int, purpose: Purpose) -> Finding:
+    trial = Trial(micro_batch_size=size, outcome=Fits(peak_bytes=MIB, seconds=1.0), purpose=purpose)
+    return Finding(
+        largest_fit=size,
+        smallest_misfit=None,
+        limited_by="ceiling",
+        capacity_bytes=GIB,
+        trials=(trial,),
+        purpose=purpose,
+    )
+
+
+@pytest.mark.parametrize(
+    ("samples", "asked", "trained", "evaluated", "said"),
+    [
+        (
+            5,
+            12,
+            4,
+            5,
+            "the effective batch of 12: they were repeated for measuring, and an epoch of training has only 5.",
+        ),
+        (5, 12, 8, None, "the effective batch of 12 and the largest micro-batch of 8: "),
+        (5, 5, 8, None, "the largest micro-batch of 8: "),
+        (5, None, None, 9, "the largest batch for evaluation of 9: "),
+        (5, 5, 5, 5, None),
+        (None, 12, 8, 9, None),
+    ],
+)
+def test_a_dataset_with_fewer_samples_than_what_is_asked_or_found_is_said(
+    samples: int | None, asked: int | None, trained: int | None, evaluated: int | None, said: str | None
+) -> None:
+    events = list[Event]()
+    prober = prober_of(Answering(None), events)
+    prober.dataset_samples = samples
+    findings = (trained and found(trained, Purpose.TRAINING), evaluated and found(evaluated, Purpose.EVALUATION))
+    note_repeats(prober, asked, *(finding or None for finding in findings))
+
+    notes = [event.text for event in events if isinstance(event, Noted)]
+    assert len(notes) == (said is not None)
+    for note in notes:
+        assert note.startswith(f"the Dataset has 5 samples, fewer than {said}")
+        assert note.endswith("--ceiling 5 tries no larger sizes.") == ("largest" in str(said))

@@ -267,6 +267,7 @@ def test_lines_are_flat_objects_with_units_in_their_keys(written: Path) -> None:
         "effective_batch_size": 512,
         "data_parallel_size": 1,
         "command": "microbatch probe",
+        "directory": None,
         "started_at": "2026-11-23T08:31:05+01:00",
         "environment": {},
         "target_sha256": None,
@@ -762,3 +763,13 @@ def test_importing_records_imports_neither_pandas_nor_matplotlib() -> None:
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
 
     assert result.stdout.strip() == "set()"
+
+
+def test_a_plan_that_is_only_verified_is_not_the_runs_plan(tmp_path: Path) -> None:
+    records = resnet()
+    assert records.plan is not None
+    with RecordWriter(tmp_path / "records.jsonl") as writer:
+        writer.append_all(replace(no_plan(), verified=(records.plan,)))
+
+    read = read_records(tmp_path / "records.jsonl")
+    assert (read.verified, read.plan) == ((records.plan,), None)

@@ -126,7 +126,8 @@ def test_wherever_it_is_interrupted_a_resumed_run_ends_as_if_it_had_not_been(nam
         timed = {f"timing micro-batch size {each.micro_batch_size}" for each in recorded.throughput}
         assert (sizes | timed).isdisjoint(again.started)
         assert is_part(again.jobs, whole.jobs)
-        assert len(again.jobs) + len(recorded.trials) + len(recorded.throughput) <= len(whole.jobs)
+        on_record = (*recorded.trials, *recorded.throughput, *recorded.verified, *recorded.soaks)
+        assert len(again.jobs) + len(on_record) <= len(whole.jobs)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -170,13 +171,26 @@ def test_each_case_is_the_one_that_it_is_called(tmp_path: Path) -> None:
     nothing = said["nothing fits"].finding
     assert nothing is not None
     assert nothing.largest_fit == 0
-    assert "size 1 needs about 73 MiB" in notes("nothing fits")
+    assert "size 1, the smallest, does not fit: it needs about 73 MiB" in notes("nothing fits")
     assert "no micro-batch leaves the headroom" in notes("no plan leaves the headroom")
     assert "micro-batch size 4 could not be timed" in notes("a size and the plan untimed")
     assert "the plan could not be timed" in notes("a size and the plan untimed")
     assert "not checked: " in notes("a plan too slow, and no check")
     assert "did not end 5 optimizer steps" in notes("a plan too slow, and no check")
     assert "the strategies could not be compared" in notes("a strategy that crashes")
+    lasting = said["a plan that lasts"].plan
+    assert lasting is not None
+    assert lasting.soaked_steps == 20
+    for name in ("soaks that fail", "soaks that fail, untimed"):
+        plan = said[name].plan
+        assert plan is not None
+        assert (max(plan.micro_batch_sizes), plan.soaked_steps) == (3, 20)
+        assert notes(name).count("failed its soak") == 3
+    assert notes("soaks that fail, untimed").count("the plan could not be timed") == 4
+    assert notes("no plan lasts").endswith("Raise the memory limit.")
+    assert "did not end its soak of 20 optimizer steps" in notes("a soak too slow")
+    assert said["no plan lasts"].comparison
+    assert said["a soak too slow"].comparison
 
 
 def half_way(tmp_path: Path, trials: int = 3) -> Path:

@@ -69,6 +69,11 @@ def bent(size: int) -> float:
     return max(300 + 0.01 * size, 180 + 0.3 * size) * MIB
 
 
+def two_lines(size: int) -> float:
+    """Twice as steep above 1,500 samples."""
+    return max(220 + 0.075 * size, 107.5 + 0.15 * size) * MIB
+
+
 def flat_then_steep(size: int) -> float:
     return max(300.0, -1000 + 0.3 * size) * MIB
 
@@ -80,6 +85,9 @@ def flat_then_steep(size: int) -> float:
         pytest.param(line(12, 260), {}, [1, 4, 2], 1, id="only one sample fits"),
         pytest.param(line(12, 500.1), {}, [1], 0, id="nothing fits"),
         pytest.param(bent, {}, [1, 4, 16, 256, 4096, 1024, 1075, 1106, 1107], 1106, id="a bend"),
+        pytest.param(
+            two_lines, {}, [1, 4, 16, 256, 3893, 2074, 2833, 2453, 2696, 2697], 2696, id="a bend behind the last point"
+        ),
         pytest.param(
             flat_then_steep,
             {},
