@@ -151,7 +151,7 @@ def probe(
         elif finding is not None:
             climb(prober, finding.largest_fit)
             time_ladder(prober, finding.largest_fit)
-            if check:
+            if check and prober.computes:
                 equivalence = _checked(prober, finding.largest_fit, options.effective_batch_size, watch)
             planned = _plan(prober, finding, options, equivalence)
             plan = planned if isinstance(planned, AccumulationPlan) else None

@@ -12,13 +12,14 @@ from profiler.lines import SCHEMA, throughput_entries, trial_entries
 from profiler.outcomes import OutOfMemory
 from profiler.plan import AccumulationPlan
 from profiler.records import Records, records_of
-from profiler.report import Report, RunInfo
+from profiler.report import Report, RunInfo, is_simulated
 
 
 def to_json_document(results: Report | Records, files: Iterable[Path] = ()) -> dict[str, Any]:
     """The whole run as one object of JSON types, schema 1; unknown is null, `files` are the paths that were written.
 
-    "peak_bytes" is in the unit of "capacity_bytes"; of a trial that ran out of memory it is the peak up to the failure.
+    "predicted": whether the card was simulated, so that no number was measured. "peak_bytes" is in the unit of
+    "capacity_bytes"; of a trial that ran out of memory it is the peak up to the failure.
     "search" counts the out-of-memory events of all "trials". Where no search was made or it was interrupted, "limited_by"
     is null and the two sizes are the bounds so far. "equivalence" is null where that was not checked, "soak" where none was
     asked for; else it is that of the plan, or the last one that failed. "evaluation" is the same of batches of evaluation, of
@@ -29,6 +30,7 @@ def to_json_document(results: Report | Records, files: Iterable[Path] = ()) -> d
         "schema": SCHEMA,
         "workload": records.run.workload,
         "device": records.run.device,
+        "predicted": is_simulated(records.run),
         "capacity_bytes": records.run.capacity_bytes,
         "headroom": records.run.headroom,
         "largest_fit": records.largest_fit,
@@ -74,6 +76,7 @@ def plan_document(records: Records) -> dict[str, Any] | None:
         "schema": SCHEMA,
         "workload": run.workload,
         "device": run.device,
+        "predicted": is_simulated(run),
         "capacity_bytes": run.capacity_bytes,
         "headroom": run.headroom,
         "largest_fit": records.largest_fit,

@@ -33,6 +33,10 @@ _OWN_HEAP = (
     "on the CPU, isolation none: trials share this process's memory. What libraries keep of earlier trials counts as the "
     'process\'s, so that peaks are not exact by some MiB and the answer can be too large by as much; isolation="process" is exact.'
 )
+_SIMULATED = (
+    "a simulated card: every number is predicted and none was measured, nothing is timed, and whether accumulation equals the "
+    "whole batch is not checked: `microbatch check` does that on the CPU."
+)
 
 
 @contextmanager
@@ -55,7 +59,7 @@ def open_prober(
     replay = replay or Replay()
     options = as_recorded(options, replay.run)
     with ExitStack() as stack:
-        device = open_device(options.device or default_device_name())
+        device = open_device(options.device or default_device_name(), options.assume)
         try:
             runner, setting, inspection = _inspect(workload, device, options, observe, stack, sizing=sizing)
         except DeviceUnavailable as error:
@@ -80,6 +84,8 @@ def open_prober(
         own_heap = device.measures_host_memory and not isinstance(runner, ProcessRunner)
         if own_heap and sizing:
             observe(Noted(text=_OWN_HEAP))
+        if not device.computes and sizing:
+            observe(Noted(text=_SIMULATED))
         timed_apart = bool(device.sizing_environment())
         prober = Prober(
             runner=runner,
@@ -95,6 +101,7 @@ def open_prober(
             observe=observe,
             replay=replay,
             own_heap=own_heap,
+            computes=device.computes,
         )
         yield prober, run
 
@@ -109,7 +116,13 @@ def _inspect(
     runner, source = _runner(workload, device, options, observe, exact=sizing)
     stack.callback(runner.close)
     limit_bytes = options.limit_bytes or (device.default_limit_bytes() if sizing else None)
-    setting = Setting(source=source, device=device.name, limit_bytes=limit_bytes, switches=Switches.of_caller())
+    setting = Setting(
+        source=source,
+        device=device.name,
+        limit_bytes=limit_bytes,
+        switches=Switches.of_caller(),
+        assumptions=options.assume,
+    )
     observe(Started(what="loading the workload", why="to see what it is and what the device has"))
     reply = runner.size(inspect, setting, timeout_seconds=options.limits.trial_seconds, fresh=True)
     if not isinstance(reply, Inspection):

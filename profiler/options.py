@@ -8,6 +8,8 @@ from typing import Literal
 from profiler.errors import UsageError
 from profiler.plan import check_effective_batch, check_equal_shares, check_multiple
 from profiler.prober import Limits
+from profiler.simulation.assumption import Assumption
+from profiler.simulation.cards import SIMULATED
 from profiler.targets import TargetOptions
 from profiler.units import parse_bytes
 
@@ -21,7 +23,8 @@ class Options:
     train: whether to find the largest micro-batch for training, and with it all else that a probe finds.
     evaluate: whether to find the largest batch for evaluation, without gradients (see `profiler.evaluation`); the ceiling
         holds for both.
-    device: "cpu", "cuda:N"; None takes the first GPU that can be used, else the CPU.
+    device: "cpu", "cuda:N", or "sim:NAME" for a card that is not here, on which every number is predicted; None takes the
+        first GPU that can be used, else the CPU.
     memory_limit: the budget in bytes, or text such as "2GiB"; None is all that is free on a GPU, 512 MiB on the CPU.
     headroom: the share of the capacity, 0 to below 1, that a plan leaves unused.
     ceiling: no larger size is tried; "target" is this replica's share of the effective batch; None has no end but memory.
@@ -31,6 +34,8 @@ class Options:
         them is no plan. None runs no soak.
     isolation: "process" runs trials in workers, "none" in this process, where on the CPU what libraries keep of earlier
         trials is not counted, so that an answer can be some MiB too large.
+    assume: for a simulated card, what lines of the model give that need the values of tensors: "FILE:LINE=VALUE", such as
+        "model.py:42=7" or, for the share of elements that a line selects, "model.py:42=12.5%".
     target_options: what a named target is loaded with.
     command: what to type to get the same results again.
 
@@ -50,6 +55,7 @@ class Options:
     soak_steps: int | None = None
     isolation: Literal["process", "none"] = "process"
     limits: Limits = field(default_factory=Limits)
+    assume: tuple[str, ...] = ()
     target_options: TargetOptions = field(default_factory=TargetOptions)
     command: str | None = None
 
@@ -76,6 +82,7 @@ class Options:
         if self.equal and self.effective_batch_size is not None:
             check_equal_shares(self.effective_batch_size, self.data_parallel_size)
         _check_soak(self.soak_steps, self.effective_batch_size)
+        self._check_simulated()
         if self.isolation not in ("process", "none"):
             raise UsageError(f"isolation {self.isolation!r} is unknown: use 'process' or 'none'.")
         if not isinstance(self.memory_limit, int | str | None):
@@ -83,6 +90,21 @@ class Options:
         limit = self.limit_bytes
         if limit is not None and limit < 1:
             raise UsageError(f"the memory limit is {limit} bytes: it must be positive.")
+
+    def _check_simulated(self) -> None:
+        simulated = self.device is not None and self.device.startswith(SIMULATED)
+        for text in self.assume:
+            Assumption.parsed(text)
+        if self.assume and not simulated:
+            raise UsageError(
+                f"an assumption ({self.assume[0]}) stands for what a simulated card cannot compute, and the device is "
+                f"{self.device or 'none of them'}: leave it out, or name a card with --device sim:NAME."
+            )
+        if self.soak_steps is not None and simulated:
+            raise UsageError(
+                f"a soak of {self.soak_steps} steps shows what many steps do to a real allocator, and {self.device} is "
+                "simulated: soak on the card itself."
+            )
 
     def _check_multiple(self) -> None:
         if not _is_positive_whole(self.multiple_of):

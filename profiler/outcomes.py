@@ -35,6 +35,8 @@ class Fits:
     peak_allocated_bytes, peak_reserved_bytes: live tensors and the caching allocator's segments; None on the CPU.
     peak_device_used_bytes: what the driver saw in use on the whole device (NVML); None where it does not say.
     peak_resident_bytes: pages touched in host memory (VmHWM); None off the CPU.
+    unlimited_reserved_bytes, least_capacity_bytes: what the caching allocator would hold with all the memory in the world,
+        and the least capacity in which the trial still runs; known on a simulated card alone.
     allocator_retries: how often the allocator gave its cache back to find room; a size that needs it is too big.
     seconds: the trial's wall time in its worker.
     """
@@ -44,6 +46,8 @@ class Fits:
     peak_reserved_bytes: int | None = None
     peak_device_used_bytes: int | None = None
     peak_resident_bytes: int | None = None
+    unlimited_reserved_bytes: int | None = None
+    least_capacity_bytes: int | None = None
     allocator_retries: int = 0
     seconds: float
 

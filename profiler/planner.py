@@ -177,8 +177,11 @@ def _possible_steps(prober: Prober, goal: Goal, safe_size: int) -> list[int]:
         )
     if goal.equal:
         return _equal_steps(prober, goal, least)
-    from_ladder = [least_steps(batch, size, replicas) for size in ladder(safe_size, prober.smallest_size)]
-    return sorted(steps for steps in {least, least + 1, most, *from_ladder} if least <= steps <= most)
+    sizes = list(ladder(safe_size, prober.smallest_size))
+    if not prober.throughputs:  # then the largest that leaves the headroom is the plan, and the line only guesses it
+        sizes += range(safe_size // 2 + 1, safe_size)
+    others = {least_steps(batch, size, replicas) for size in sizes}
+    return sorted(steps for steps in {least, least + 1, most, *others} if least <= steps <= most)
 
 
 def _equal_steps(prober: Prober, goal: Goal, least: int) -> list[int]:
@@ -286,7 +289,8 @@ def _run(prober: Prober, plan: AccumulationPlan) -> AccumulationPlan | Unproved:
         ran = prober.run_plan(sizes, VERIFIED_STEPS)
         if isinstance(ran, Completed) and not ran.fits.allocator_retries:
             proved = replace(plan, peak_bytes=ran.fits.peak_bytes, verified_steps=VERIFIED_STEPS)
-            return _with_time(proved, ran.step_seconds) if prober.timing_setting is prober.setting else proved
+            timed = prober.computes and prober.timing_setting is prober.setting
+            return _with_time(proved, ran.step_seconds) if timed else proved
         failure = f"The plan {list(sizes)} {_how_failed(ran)}"
     return Unproved(sizes=sizes, said=failure)
 

@@ -61,7 +61,7 @@ class Prober:
     dataset_samples: how many the workload's Dataset has, None where batches come from elsewhere.
     trials, evaluations: the sizes tried for training, and for evaluation; each is predicted from its own.
     replay: what an interrupted run recorded, which is taken over and not run. own_heap: whether trials run in this
-    process and it is its memory that is measured.
+    process and it is its memory that is measured. computes: whether the device does, so that there is time to measure.
     """
 
     runner: Runner
@@ -80,6 +80,7 @@ class Prober:
     throughputs: dict[int, Throughput] = field(default_factory=dict)
     replay: Replay = field(default_factory=Replay)
     own_heap: bool = False
+    computes: bool = True
 
     def tried(self, purpose: Purpose) -> dict[int, Trial]:
         """The sizes that were tried for `purpose`, in the order they ran."""
@@ -198,6 +199,7 @@ class Prober:
 
     def time_plan(self, sizes: tuple[int, ...], steps: int) -> tuple[float, ...] | None:
         """Seconds of each of `steps` optimizer steps of accumulation over `sizes`; None, with a note, where it fails."""
+        assert self.computes, "a plan's time is asked for where its run has none, and there is one"
         if self._is_known_untimed("the plan"):
             return None
         self.observe(Started(what=f"the plan's time over {steps} optimizer steps", why="without the sizing allocator"))
@@ -214,7 +216,9 @@ class Prober:
         return None
 
     def time(self, size: int, why: str) -> Throughput | None:
-        """The throughput at `size`, measured once; None, with a note, where it cannot be measured."""
+        """The throughput at `size`, measured once; None, with a note, where it cannot be, and where nothing is computed."""
+        if not self.computes:
+            return None
         if size not in self.throughputs:
             what = f"micro-batch size {size}"
             if self._is_known_untimed(what):
@@ -249,11 +253,9 @@ class Prober:
             return recorded
         why = "whether accumulation equals the whole batch"
         self.observe(Started(what=f"the check with {batch_size} samples", why=why))
-        # The CPU's budget stands for a smaller machine's memory, and memory is not the question.
-        unlimited = self.setting.device == "cpu"
         reply: Equivalence | Failed | Died | TimedOut = self.runner.size(
             check,
-            replace(self.setting, limit_bytes=None) if unlimited else self.setting,
+            self._checking_setting(),
             CheckRequest(batch_size=batch_size, thorough=thorough),
             timeout_seconds=(CHECK_TRIALS if thorough else SHORT_CHECK_TRIALS) * self.limits.trial_seconds,
             fresh=True,
@@ -268,6 +270,13 @@ class Prober:
             )
         self.observe(Checked(equivalence=reply))
         return reply
+
+    def _checking_setting(self) -> Setting:
+        """Memory is not the question, and the CPU's budget stands for a smaller machine's; arithmetic needs a device that
+        computes.
+        """
+        on_host = self.setting.device == "cpu" or not self.computes
+        return replace(self.setting, device="cpu", limit_bytes=None) if on_host else self.setting
 
     def predicted_bytes(self, size: int, purpose: Purpose = Purpose.TRAINING) -> int | None:
         """What the line through the last two sizes that fitted says for `size`; None before there are two."""

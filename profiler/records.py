@@ -27,7 +27,15 @@ if TYPE_CHECKING:
 
 Frame: TypeAlias = "pd.DataFrame"
 
-_PEAKS = ("peak_bytes", "peak_allocated_bytes", "peak_reserved_bytes", "peak_device_used_bytes", "peak_resident_bytes")
+_PEAKS = (
+    "peak_bytes",
+    "peak_allocated_bytes",
+    "peak_reserved_bytes",
+    "peak_device_used_bytes",
+    "peak_resident_bytes",
+    "unlimited_reserved_bytes",
+    "least_capacity_bytes",
+)
 _THROUGHPUT = (
     *("micro_batch_size", "samples_per_second", "samples_per_second_low", "samples_per_second_high", "spread"),
     *("micro_step_seconds", "optimizer_seconds", "windows", "joules_per_sample", "energy_note"),
@@ -303,7 +311,7 @@ def trials_frame(records: Records) -> Frame:
 
     micro_batch_size, outcome ("fits", "fits_after_retry", "out_of_memory", "refused"); peak_bytes in the capacity's unit (up to
     the failure where it failed), peak_allocated_bytes, peak_reserved_bytes, peak_device_used_bytes,
-    peak_resident_bytes; allocator_retries, seconds (wall time), phase (where it failed), why (that size was tried),
+    peak_resident_bytes, unlimited_reserved_bytes, least_capacity_bytes; allocator_retries, seconds (wall time), phase (where it failed), why (that size was tried),
     line_bytes (of the line through the last fits, at this size). Missing where unknown. Of `records.of_evaluation` it is
     what `evaluation.csv` holds, with the samples of each batch as micro_batch_size.
     """

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from profiler.equivalence import Equivalence
 from profiler.outcomes import Finding, Throughput, Trial
 from profiler.plan import AccumulationPlan
+from profiler.simulation.cards import SIMULATED
 from profiler.soak import Soak
 
 
@@ -33,6 +34,11 @@ class RunInfo:
     started_at: str
     environment: Mapping[str, str] = field(default_factory=dict)
     target_sha256: str | None = None
+
+
+def is_simulated(run: RunInfo) -> bool:
+    """Whether its card is not here, and its numbers were predicted."""
+    return run.device.startswith(SIMULATED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

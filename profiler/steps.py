@@ -10,9 +10,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from profiler.batches import made_batch, to_device
+from profiler.batches import made_batch
 from profiler.errors import WorkloadError
 from profiler.outcomes import Strategy
+from profiler.placing import Placement
 from profiler.workload import Precision, Workload
 
 
@@ -78,20 +79,20 @@ class Training:
     model: nn.Module
     passes: Passes
     optimizer: torch.optim.Optimizer
-    device: torch.device
+    placement: Placement
     phase: Phase = field(default_factory=Phase)
     host_batches: dict[int, Any] | None = None
 
     @classmethod
-    def start(cls, workload: Workload, device: torch.device, phase: Phase, *, keep_batches: bool = False) -> Training:
-        """Build the model and its optimizer on `device`, in training mode.
+    def start(cls, workload: Workload, placement: Placement, phase: Phase, *, keep_batches: bool = False) -> Training:
+        """Build the model and its optimizer on the device of `placement`, in training mode.
 
         Modules in evaluation mode inside a model in training mode are frozen, and stay so.
         keep_batches: make a batch of each size once; training has data loaders for that.
         Raises WorkloadError for a model without trainable parameters, and whatever the user's builders raise.
         """
         phase.name = "model"
-        model = workload.build_model().to(device)
+        model, device = placement.model(workload.build_model), placement.device
         _train(model)
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not trainable:
@@ -101,6 +102,8 @@ class Training:
         # Starting at torch's own 65,536, the first steps can all be skipped; the optimizer would have no state, and the
         # peak would be too low.
         scaler = torch.amp.GradScaler(device.type, init_scale=1.0) if workload.precision == "fp16" else None
+        with placement.training():  # some optimizers make their state at once
+            optimizer = placement.optimizer(workload.build_optimizer(trainable))
         return cls(
             workload=workload,
             model=model,
@@ -112,8 +115,8 @@ class Training:
                 scaler=scaler,
                 phase=phase,
             ),
-            optimizer=workload.build_optimizer(trainable),
-            device=device,
+            optimizer=optimizer,
+            placement=placement,
             phase=phase,
             host_batches={} if keep_batches else None,
         )
@@ -122,13 +125,14 @@ class Training:
         """A batch of `size` samples on the device; WorkloadError where the batch maker gives another number or ends."""
         self.phase.name = "batch"
         if self.host_batches is None:
-            return to_device(self._made(size), self.device)
+            return self.placement.batch(self._made(size))
         if size not in self.host_batches:
             self.host_batches[size] = self._made(size)
-        return to_device(self.host_batches[size], self.device)
+        return self.placement.batch(self.host_batches[size])
 
     def _made(self, size: int) -> Any:
-        return made_batch(self.workload.make_batch, size)
+        with self.placement.host():
+            return made_batch(self.workload.make_batch, size)
 
     def optimizer_step(self) -> None:
         """Step the optimizer on the gradients as they are; WorkloadError where fp16 makes it skip the step."""

@@ -40,12 +40,16 @@ class Source(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """What every job of one probe shares: the workload, the device, the budget, the caller's global switches."""
+    """What every job of one probe shares: the workload, the device, the budget, the caller's global switches.
+
+    assumptions: as in `Options`.
+    """
 
     source: Source
     device: str
     limit_bytes: int | None
     switches: Switches
+    assumptions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +66,7 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completed:
-    """A schedule that ran to its end: its peaks, and the wall time of each optimizer step."""
+    """A schedule that ran to its end: its peaks, and the wall time of each optimizer step, none where nothing is computed."""
 
     fits: Fits
     step_seconds: tuple[float, ...]
@@ -143,18 +147,20 @@ def run_schedule(setting: Setting, schedule: Schedule) -> Done[Completed]:
         device.settle()
         training = started(setting, device, phase, warm_up=schedule)
         seconds = []
-        for sizes in schedule.steps:
-            began = time.perf_counter()
-            loss = run_step(training, schedule.strategy, sizes)
-            device.synchronize()
-            seconds.append(time.perf_counter() - began)
-            if len(seconds) == 1:
-                device.charge_loaded()
-                check_finite(float(loss))
-            del loss
-        if schedule.evaluations:
-            evaluate(training, schedule.evaluations, device.charge_loaded)
-            device.synchronize()
+        with training.placement.training():
+            for sizes in schedule.steps:
+                began = time.perf_counter()
+                loss = run_step(training, schedule.strategy, sizes)
+                device.synchronize()
+                seconds.append(time.perf_counter() - began)
+                if len(seconds) == 1:
+                    device.charge_loaded()
+                    if device.computes:
+                        check_finite(float(loss))
+                del loss
+            if schedule.evaluations:
+                evaluate(training, schedule.evaluations, device.charge_loaded)
+                device.synchronize()
         peaks = device.read_peaks()
         return Completed(
             fits=Fits(
@@ -163,10 +169,12 @@ def run_schedule(setting: Setting, schedule: Schedule) -> Done[Completed]:
                 peak_reserved_bytes=peaks.reserved_bytes,
                 peak_device_used_bytes=peaks.device_used_bytes,
                 peak_resident_bytes=peaks.resident_bytes,
+                unlimited_reserved_bytes=peaks.unlimited_reserved_bytes,
+                least_capacity_bytes=peaks.least_capacity_bytes,
                 allocator_retries=peaks.allocator_retries,
                 seconds=time.perf_counter() - start,
             ),
-            step_seconds=tuple(seconds),
+            step_seconds=tuple(seconds) if device.computes else (),
         )
 
     return guarded(setting, job)
@@ -188,7 +196,7 @@ def guarded(setting: Setting, job: Callable[[Device, Phase], T]) -> Done[T]:
     """What `job` gives, or how it failed as data; the device is closed at its end, whatever happens."""
     from profiler.steps import Phase
 
-    device, phase = open_device(setting.device), Phase(name="workload")
+    device, phase = open_device(setting.device, setting.assumptions), Phase(name="workload")
     start = time.perf_counter()
     result: T | Failed
     try:
@@ -265,7 +273,7 @@ def started(
     if keep_batches is None:
         keep_batches = setting.limit_bytes is None or not device.measures_host_memory
     if workload.compile and device.type == "cpu" and warm_up is not None:
-        training = Training.start(workload, device.torch_device, phase, keep_batches=keep_batches)
+        training = Training.start(workload, device.placement(), phase, keep_batches=keep_batches)
         run_step(training, Strategy.ACCUMULATION, warm_up.steps[0])
         if warm_up.evaluations:
             evaluate(training, warm_up.evaluations[:1], device.synchronize)
@@ -275,7 +283,7 @@ def started(
     live = _model_tensors(workload.build_model()) if workload.model_is_live else []
     here = [tensor for tensor in live if tensor.device == device.torch_device]
     device.open(setting.limit_bytes, live_bytes=_bytes_of(here))
-    return Training.start(workload, device.torch_device, phase, keep_batches=keep_batches)
+    return Training.start(workload, device.placement(), phase, keep_batches=keep_batches)
 
 
 def _model_tensors(model: nn.Module) -> list[Tensor]:

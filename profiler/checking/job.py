@@ -41,4 +41,4 @@ def _start(setting: Setting, device: Device, phase: Phase) -> Training:
 
     workload = replace(loaded(setting), compile=False)
     device.open(setting.limit_bytes)
-    return Training.start(workload, device.torch_device, phase)
+    return Training.start(workload, device.placement(), phase)

@@ -26,7 +26,12 @@ Target = Annotated[
     ),
 ]
 DeviceOption = Annotated[
-    str | None, typer.Option("--device", help="cpu or cuda:N. Default: the first GPU that can be used, else the CPU.")
+    str | None,
+    typer.Option(
+        "--device",
+        help="cpu, cuda:N, or sim:NAME for a card that is not here, such as sim:rtx4090 or sim:24GiB (`microbatch devices` "
+        "lists them): everything is predicted. Default: the first GPU that can be used, else the CPU.",
+    ),
 ]
 MemoryLimit = Annotated[
     str | None,
@@ -63,6 +68,15 @@ VerificationTimeout = Annotated[
 Isolation = Annotated[
     str, typer.Option("--isolation", help="process: trials in workers. none: trials in this process.")
 ]
+Assume = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--assume",
+        metavar="FILE:LINE=VALUE",
+        help="On a simulated card: the number that a line of the model gives, or how many elements it selects, such as "
+        "model.py:42=7 or model.py:42=12.5%. May be given several times.",
+    ),
+]
 Resume = Annotated[
     Path | None,
     typer.Option(
@@ -92,6 +106,7 @@ def options(
     classes: int | None,
     trial_timeout: float,
     isolation: str,
+    assume: list[str] | None = None,
     effective_batch: int | None = None,
     memory_limit: str | None = None,
     headroom: float = DEFAULT_HEADROOM,
@@ -123,6 +138,7 @@ def options(
         equal=equal,
         soak_steps=soak,
         isolation=cast(Literal["process", "none"], isolation),
+        assume=tuple(assume or ()),
         limits=Limits(trial_seconds=trial_timeout, verification_seconds=verification_timeout),
         target_options=TargetOptions(
             image_size=image_size,

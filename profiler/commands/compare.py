@@ -14,6 +14,7 @@ from profiler.commands.recording import Recording
 from profiler.commands.tables import comparison_table, print_lines
 from profiler.comparison import DEFAULT_MOST_STEPS
 from profiler.prober import TRIAL_SECONDS
+from profiler.report import is_simulated
 
 
 def compare(
@@ -31,6 +32,7 @@ def compare(
     classes: arguments.Classes = None,
     trial_timeout: arguments.TrialTimeout = TRIAL_SECONDS,
     isolation: arguments.Isolation = "process",
+    assume: arguments.Assume = None,
     output_folder: arguments.Output = None,
     force: arguments.Force = False,
     as_json: arguments.Json = False,
@@ -49,6 +51,7 @@ def compare(
             classes=classes,
             trial_timeout=trial_timeout,
             isolation=isolation,
+            assume=assume,
         )
         from profiler.api import compare_strategies
         from profiler.document import to_json_document
@@ -66,6 +69,8 @@ def compare(
             if as_json:
                 print(json.dumps(to_json_document(records, files), indent=2))
                 return
-            comparison_table(records.comparison, records.run.capacity_bytes).print(output())
+            comparison_table(records.comparison, records.run.capacity_bytes, simulated=is_simulated(records.run)).print(
+                output()
+            )
             print_lines(output(), (f"note: {note}" for note in records.notes))
             print_lines(output(), (str(path) for path in files))

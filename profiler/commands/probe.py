@@ -25,7 +25,7 @@ from profiler.commands.tables import (
 from profiler.errors import NothingFits
 from profiler.options import DEFAULT_HEADROOM
 from profiler.prober import TRIAL_SECONDS, VERIFICATION_SECONDS
-from profiler.report import Report
+from profiler.report import Report, is_simulated
 from profiler.smallest import does_not_fit
 
 
@@ -72,6 +72,7 @@ def probe(
     trial_timeout: arguments.TrialTimeout = TRIAL_SECONDS,
     verification_timeout: arguments.VerificationTimeout = VERIFICATION_SECONDS,
     isolation: arguments.Isolation = "process",
+    assume: arguments.Assume = None,
     comparison: Annotated[
         bool, typer.Option("--compare/--no-compare", help="Compare summed loss with a backward each.")
     ] = True,
@@ -113,6 +114,7 @@ def probe(
             trial_timeout=trial_timeout,
             verification_timeout=verification_timeout,
             isolation=isolation,
+            assume=assume,
         )
         from profiler.api import probe as run_probe
 
@@ -138,13 +140,13 @@ def _print(report: Report, target: str, files: list[Path], *, as_json: bool) -> 
 
         print(json.dumps(to_json_document(report, files), indent=2))
         return
-    console = output()
+    console, simulated = output(), is_simulated(report.run)
     if report.finding is not None:
         sizes_table(report).print(console)
-        print_lines(console, finding_lines(report.finding))
+        print_lines(console, finding_lines(report.finding, simulated=simulated))
     if report.evaluation is not None:
         evaluation_table(report).print(console)
-        print_lines(console, finding_lines(report.evaluation))
+        print_lines(console, finding_lines(report.evaluation, simulated=simulated))
     if report.plan is not None:
         console.print()
         print_lines(console, plan_lines(report.plan, report.run, report.soak))
@@ -152,7 +154,7 @@ def _print(report: Report, target: str, files: list[Path], *, as_json: bool) -> 
         print_lines(console, (verdict_line(report.equivalence, target),))
     if report.comparison:
         console.print()
-        comparison_table(report.comparison, report.run.capacity_bytes).print(console)
+        comparison_table(report.comparison, report.run.capacity_bytes, simulated=simulated).print(console)
     print_lines(console, (f"note: {note}" for note in report.notes))
     reasons = dict.fromkeys(timed.energy_note for timed in report.throughput if timed.energy_note)
     print_lines(console, (f"note: energy per sample is unknown: {reason}" for reason in reasons))

@@ -11,9 +11,9 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from profiler.commands.soak_lines import soak_lines
-from profiler.outcomes import Finding, Purpose, Refused, Strategy, Throughput, Trial
+from profiler.outcomes import Finding, Fits, Purpose, Refused, Strategy, Throughput, Trial
 from profiler.plan import AccumulationPlan
-from profiler.report import Report, RunInfo
+from profiler.report import Report, RunInfo, is_simulated
 from profiler.soak import Soak
 from profiler.units import format_bytes, format_joules, format_seconds
 
@@ -56,7 +56,29 @@ def sizes_table(report: Report) -> Table:
         for trial in sorted(report.finding.trials, key=lambda trial: trial.micro_batch_size)
     ]
     columns = ("micro-batch", "outcome", "peak", "of capacity", "samples/s", "spread", *(("energy/sample",) * energy))
+    if is_simulated(report.run):
+        return _predicted_sizes(report)
     return Table(title=f"{report.run.workload} on {report.run.device}", columns=columns, rows=tuple(rows))
+
+
+def _predicted_sizes(report: Report) -> Table:
+    """A row a size on a simulated card: what the allocator would hold, and the least capacity in which it still runs."""
+    assert report.finding is not None, "a report without training has no micro-batch sizes"
+    rows = [
+        (
+            str(trial.micro_batch_size),
+            trial.outcome.label.replace("_", " "),
+            *_peak(trial, report.run.capacity_bytes),
+            _bytes_or_dash(trial.outcome.least_capacity_bytes if isinstance(trial.outcome, Fits) else None),
+        )
+        for trial in sorted(report.finding.trials, key=lambda trial: trial.micro_batch_size)
+    ]
+    columns = ("micro-batch", "outcome", "peak", "of capacity", "runs in")
+    return Table(title=f"{report.run.workload} on {report.run.device}, predicted", columns=columns, rows=tuple(rows))
+
+
+def _bytes_or_dash(size_bytes: int | None) -> str:
+    return "-" if size_bytes is None else format_bytes(size_bytes)
 
 
 def evaluation_table(report: Report) -> Table:
@@ -70,11 +92,11 @@ def evaluation_table(report: Report) -> Table:
         )
         for trial in sorted(report.evaluation.trials, key=lambda trial: trial.micro_batch_size)
     ]
-    title = f"{report.run.workload} on {report.run.device}, evaluation"
+    title = f"{report.run.workload} on {report.run.device}, evaluation" + ", predicted" * is_simulated(report.run)
     return Table(title=title, columns=("batch", "outcome", "peak", "of capacity"), rows=tuple(rows))
 
 
-def comparison_table(trials: Sequence[Trial], capacity_bytes: int) -> Table:
+def comparison_table(trials: Sequence[Trial], capacity_bytes: int, *, simulated: bool = False) -> Table:
     """A row a number of micro-batches, the peak of each strategy in it."""
     by_steps: dict[int, dict[Strategy, Trial]] = {}
     for trial in trials:
@@ -82,14 +104,15 @@ def comparison_table(trials: Sequence[Trial], capacity_bytes: int) -> Table:
     rows = [(str(steps), *(_cell(of.get(strategy)) for strategy in Strategy)) for steps, of in sorted(by_steps.items())]
     size = trials[0].micro_batch_size
     return Table(
-        title=f"Peak of one optimizer step over k micro-batches of {size} (capacity {format_bytes(capacity_bytes)})",
+        title=f"{'Predicted peak' if simulated else 'Peak'} of one optimizer step over k micro-batches of {size} "
+        f"(capacity {format_bytes(capacity_bytes)})",
         columns=("k", "whole batch", "summed loss, one backward", "a backward each"),
         rows=tuple(rows),
     )
 
 
-def finding_lines(finding: Finding) -> Iterable[str]:
-    """What was found, in sentences."""
+def finding_lines(finding: Finding, *, simulated: bool = False) -> Iterable[str]:
+    """What was found, in sentences. simulated: whether it was predicted."""
     capacity = format_bytes(finding.capacity_bytes)
     training = finding.purpose is Purpose.TRAINING
     batch = "micro-batch" if training else "batch for evaluation"
@@ -106,7 +129,7 @@ def finding_lines(finding: Finding) -> Iterable[str]:
     else:
         yield (
             f"Largest {batch} that fits in {capacity}: {finding.largest_fit}; {finding.smallest_misfit} runs out of "
-            "memory. Both were run."
+            f"memory. Both were {'simulated' if simulated else 'run'}."
         )
     largest = finding.trial_of(finding.largest_fit)
     if largest is not None and largest.outcome.label == "fits_after_retry":
@@ -134,7 +157,7 @@ def plan_lines(plan: AccumulationPlan, run: RunInfo, soak: Soak | None = None) -
     if plan.peak_bytes is not None:
         share = plan.peak_bytes / run.capacity_bytes
         yield (
-            f"  measured over {plan.verified_steps} optimizer steps     peak {format_bytes(plan.peak_bytes)}, {share:.0%} of the "
+            f"  {'predicted' if is_simulated(run) else 'measured'} over {plan.verified_steps} optimizer steps     peak {format_bytes(plan.peak_bytes)}, {share:.0%} of the "
             "capacity" + (f"; {format_seconds(plan.step_seconds)} a step" if plan.step_seconds is not None else "")
         )
     if soak is not None:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from profiler.devices.base import Device, DeviceFacts, Peaks, Usage
 from profiler.devices.cpu import CpuDevice
 from profiler.devices.cuda import CudaDevice
 from profiler.devices.nvml import gpus_are_visible
+from profiler.devices.simulated import SimulatedDevice
 from profiler.errors import UsageError
+from profiler.simulation.cards import SIMULATED, card_of
 
 __all__ = ["Device", "DeviceFacts", "Peaks", "Surveyed", "Usage", "default_device_name", "open_device", "survey"]
 
 
-def open_device(name: str) -> Device:
-    """The device called "cpu", "cuda" (its first GPU) or "cuda:N"; UsageError for any other name.
+def open_device(name: str, assumptions: Sequence[str] = ()) -> Device:
+    """The device called "cpu", "cuda" (its first GPU), "cuda:N" or "sim:NAME"; UsageError for any other name.
+
+    assumptions: for a simulated card, what lines of the model give that need values (see `profiler.dry_run.unknown`).
 
     Touches no hardware: whether the device can be used is what `Device.why_not` says.
     """
@@ -23,7 +28,12 @@ def open_device(name: str) -> Device:
         return CpuDevice()
     if match := re.fullmatch(r"cuda(?::(\d+))?", name):
         return CudaDevice(int(match[1] or 0))
-    raise UsageError(f"there is no device {name!r}: use cpu, cuda or cuda:N; `microbatch devices` lists what is here.")
+    if name.startswith(SIMULATED):
+        return SimulatedDevice(name, card_of(name.removeprefix(SIMULATED)), assumptions)
+    raise UsageError(
+        f"there is no device {name!r}: use cpu, cuda, cuda:N, or sim:NAME for a card that is not here; `microbatch devices` "
+        "lists them."
+    )
 
 
 def default_device_name() -> str:

@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+    from profiler.placing import Placement
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peaks:
     """The most memory in use since the device was opened, in bytes; None where the device does not know.
 
-    peak_bytes is in the unit of the device's capacity. allocator_retries counts since then too.
+    peak_bytes is in the unit of the device's capacity. allocator_retries counts since then too. unlimited_reserved_bytes,
+    least_capacity_bytes: as in `profiler.outcomes.Fits`.
     """
 
     peak_bytes: int
@@ -24,6 +27,8 @@ class Peaks:
     reserved_bytes: int | None = None
     device_used_bytes: int | None = None
     resident_bytes: int | None = None
+    unlimited_reserved_bytes: int | None = None
+    least_capacity_bytes: int | None = None
     allocator_retries: int = 0
 
 
@@ -70,6 +75,8 @@ class Device(ABC):
     measures_host_memory: bool
     # One worker serves several trials while its memory comes back; else every trial gets a fresh one.
     keeps_workers: bool
+    # Whether tensors have values, and time passes. Else every number is predicted from shapes.
+    computes: bool = True
 
     @property
     @abstractmethod
@@ -116,6 +123,12 @@ class Device(ABC):
     @abstractmethod
     def close(self) -> None:
         """Lift the limit, so that a report can be made after an out-of-memory."""
+
+    def placement(self) -> Placement:
+        """How a workload is brought onto the device, once it is open."""
+        from profiler.placing import Placement
+
+        return Placement(self.torch_device)
 
     @abstractmethod
     def synchronize(self) -> None:

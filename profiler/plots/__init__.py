@@ -19,7 +19,7 @@ from profiler.plots.soak import plot_soak
 from profiler.plots.summed_loss import plot_summed_loss
 from profiler.plots.throughput import plot_throughput
 from profiler.records import Frame, Records, records_of, soak_frame, summed_loss_frame, throughput_frame, trials_frame
-from profiler.report import Report
+from profiler.report import Report, is_simulated
 
 __all__ = ["plot_memory", "plot_soak", "plot_summed_loss", "plot_throughput", "save_figures"]
 
@@ -43,10 +43,12 @@ def save_figures(results: Report | Records, folder: Path) -> list[Path]:
     if _shows_memory(records):
         frame, (figure, ax) = trials_frame(records), _figure()
         plot_memory(ax, frame, capacity_bytes=capacity, headroom=headroom, chosen=chosen)
+        _say_predicted(ax, records)
         paths += _save(figure, frame, folder / "memory")
     if _shows_memory(records.of_evaluation):
         frame, (figure, ax) = trials_frame(records.of_evaluation), _figure()
         plot_memory(ax, frame, capacity_bytes=capacity, headroom=0, size="batch size in evaluation")
+        _say_predicted(ax, records)
         paths += _save(figure, frame, folder / "evaluation")
     if records.throughput:
         frame, (figure, ax) = throughput_frame(records), _figure()
@@ -55,6 +57,7 @@ def save_figures(results: Report | Records, folder: Path) -> list[Path]:
     if any(trial.fits for trial in records.comparison):
         frame, (figure, ax) = summed_loss_frame(records), _figure()
         plot_summed_loss(ax, frame, capacity_bytes=capacity)
+        _say_predicted(ax, records)
         paths += _save(figure, frame, folder / "summed_loss")
     if records.soak and records.soak.points:
         frame, (figure, ax) = soak_frame(records), _figure()
@@ -65,6 +68,11 @@ def save_figures(results: Report | Records, folder: Path) -> list[Path]:
 
 def _shows_memory(records: Records) -> bool:
     return any(trial.fits for trial in records.trials) and bool(records.finding or len(records.trials) > 1)
+
+
+def _say_predicted(ax: Axes, records: Records) -> None:
+    if is_simulated(records.run):
+        ax.set_ylabel(f"predicted {ax.get_ylabel()}")
 
 
 def _figure() -> tuple[Figure, Axes]:

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from profiler.checking.check import equivalence_of
 from profiler.checking.draws import FixedDraws
+from profiler.placing import Placement
 from profiler.steps import Phase, Training
 from profiler.trial import Done
 from profiler.workload import Workload
@@ -67,7 +68,7 @@ def checked(name: str, precision: Any) -> Done[Any]:
     """The check's answer for the model of that name."""
     torch.manual_seed(0)
     workload = Workload.supervised(MODELS[name], nn.CrossEntropyLoss(), batch, precision=precision)
-    found = equivalence_of(Training.start(workload, DEVICE, Phase()), 16, thorough=True)
+    found = equivalence_of(Training.start(workload, Placement(DEVICE), Phase()), 16, thorough=True)
     return Done(result=found, worker_is_clean=False)
 
 

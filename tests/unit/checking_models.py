@@ -16,6 +16,7 @@ from profiler.checking.check import equivalence_of
 from profiler.checking.subject import Subject
 from profiler.equivalence import Equivalence
 from profiler.outcomes import Strategy
+from profiler.placing import Placement
 from profiler.steps import Passes, Phase, Training
 from profiler.workload import Precision, Workload
 
@@ -43,7 +44,9 @@ def checked(
         model=model, make_batch=lambda samples: batch, loss=loss, loss_items=loss_items, precision=precision
     )
     with one_thread():
-        return equivalence_of(Training.start(workload, CPU, Phase()), count_samples(batch), thorough=thorough)
+        return equivalence_of(
+            Training.start(workload, Placement(CPU), Phase()), count_samples(batch), thorough=thorough
+        )
 
 
 def subject_of(model: nn.Module, batch: Any, loss: Loss, *, precision: str = "fp64") -> Subject:

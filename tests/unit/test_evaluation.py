@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from profiler.evaluation import evaluate
 from profiler.outcomes import Strategy
+from profiler.placing import Placement
 from profiler.steps import Phase, Training, run_step
 from profiler.workload import Workload
 
@@ -61,7 +62,7 @@ def nothing() -> None:
 
 
 def trained(workload: Workload) -> Training:
-    training = Training.start(workload, torch.device("cpu"), Phase())
+    training = Training.start(workload, Placement(torch.device("cpu")), Phase())
     run_step(training, Strategy.ACCUMULATION, (1,))
     return training
 
@@ -133,7 +134,7 @@ def test_evaluation_computes_in_the_precision_of_training() -> None:
 
     loss = Watching()
     training = Training.start(
-        Workload(model=Plain, make_batch=ones, loss=loss, precision="bf16"), torch.device("cpu"), Phase()
+        Workload(model=Plain, make_batch=ones, loss=loss, precision="bf16"), Placement(torch.device("cpu")), Phase()
     )
     evaluate(training, (2,), nothing)
 

@@ -1,0 +1,135 @@
+"""Values that fake tensors keep: of token numbers, masks, counters, and what is computed from them alone.
+
+A fake tensor has a shape and no numbers. But batches of whole numbers are small and their values are there, so that
+`mask.all()` or `lengths.max().item()` can be answered as in training, where a real value decides what the model does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_map_only
+
+from profiler.units import MIB
+
+# Larger tensors are not carried along, nor larger floating-point ones than a few statistics.
+_LARGEST_BYTES = 16 * MIB
+_LARGEST_FLOATS = 4096
+# GradScaler's check. Gradients count as finite, so that what it was told stays as it is.
+_FINITE = torch.ops.aten._amp_foreach_non_finite_check_and_unscale_.default
+_VALUE = "_microbatch_value"
+_INDEX = torch.ops.aten.index.Tensor
+
+
+class Known:
+    """Carries values beside the fake tensors of `mode`, as far as they follow from values that are known."""
+
+    def __init__(self, mode: FakeTensorMode) -> None:
+        self._mode = mode
+        self._stale: set[int] = set()
+
+    def tell(self, fake: Tensor, real: Tensor) -> None:
+        """`fake` has the values of `real`, which is copied: it may be the caller's."""
+        if _is_carried(real) and real.device.type != "meta":
+            with _disable_current_modes():
+                setattr(fake, _VALUE, real.detach().clone())
+
+    def result_of(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What `func` gives where that is known, as fake tensors or a number, else None.
+
+        A selection by a mask is known with the mask: from elements that nobody knows it takes as many.
+        """
+        if func is _INDEX:
+            return self._indexed(*args)
+        if any(self._value(tensor) is None for tensor in tensors_in((args, kwargs))):
+            return None
+        return tree_map_only(Tensor, self._twin, self._computed(func, args, kwargs))
+
+    def _indexed(self, tensor: Tensor, indices: Sequence[Tensor | None]) -> Tensor | None:
+        """`tensor[indices]` with each mask as the places where it is true; None where a mask is not known."""
+        places: list[Tensor | None] = []
+        for index in indices:
+            if index is None or index.dtype not in (torch.bool, torch.uint8):
+                places.append(index)
+                continue
+            if self._value(index) is None:
+                return None
+            places += self._twin(self._computed(torch.ops.aten.nonzero.default, (index,), {})).unbind(1)
+        result: Tensor = _INDEX(tensor, places)
+        return result
+
+    def _twin(self, real: Tensor) -> Tensor:
+        fake = self._mode.from_tensor(real)
+        self.tell(fake, real)
+        return fake
+
+    def follow(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        """Give the outputs their values where all inputs have theirs; what is overwritten with others loses its own."""
+        if func is _FINITE:
+            return
+        inputs = list(tensors_in((args, kwargs)))
+        outputs = list(tensors_in(result))
+        known = all(self._value(tensor) is not None for tensor in inputs)
+        written = _written(func, args, kwargs)
+        if not known or not all(_is_carried(tensor) for tensor in outputs) or not (outputs or written):
+            for tensor in written:
+                value = self._value(tensor)
+                if value is not None:
+                    self._stale.add(value.untyped_storage()._cdata)
+            return
+        values = list(tensors_in(self._computed(func, args, kwargs)))
+        for fake, real in zip(outputs, values, strict=True):
+            setattr(fake, _VALUE, real)
+
+    def _value(self, tensor: Tensor) -> Tensor | None:
+        if not isinstance(tensor, FakeTensor):
+            return tensor
+        value: Tensor | None = getattr(tensor, _VALUE, None)
+        return None if value is None or value.untyped_storage()._cdata in self._stale else value
+
+    def _computed(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        with _disable_current_modes(), torch.no_grad():
+            real_args, real_kwargs = tree_map_only(Tensor, self._value, (args, kwargs))
+            return func(*real_args, **real_kwargs)
+
+
+def _is_carried(tensor: Tensor) -> bool:
+    if tensor.dtype.is_floating_point or tensor.dtype.is_complex:
+        return tensor.numel() <= _LARGEST_FLOATS
+    return tensor.numel() * tensor.element_size() <= _LARGEST_BYTES
+
+
+def tensors_in(nest: Any) -> Iterator[Tensor]:
+    """The tensors in the tuples, lists and dicts of an operator's arguments or results, in order."""
+    if isinstance(nest, Tensor):
+        yield nest
+    elif isinstance(nest, tuple | list):
+        for part in nest:
+            yield from tensors_in(part)
+    elif isinstance(nest, dict):
+        for part in nest.values():
+            yield from tensors_in(part)
+
+
+_WRITTEN: dict[Any, tuple[tuple[int, str], ...]] = {}
+
+
+def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """The tensors that `func` changes."""
+    places = _WRITTEN.get(func)
+    if places is None:
+        places = _WRITTEN[func] = tuple(
+            (index, argument.name)
+            for index, argument in enumerate(func._schema.arguments)
+            if argument.alias_info is not None and argument.alias_info.is_write
+        )
+    return [
+        tensor
+        for index, name in places
+        for tensor in tensors_in(args[index] if index < len(args) else kwargs.get(name))
+    ]

@@ -1,0 +1,87 @@
+"""Training on fake tensors, recorded as a card would see it: each storage that comes into being, and that goes."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from profiler.dry_run.known import Known, tensors_in
+from profiler.dry_run.libraries import Libraries
+from profiler.dry_run.unknown import Assumptions
+from profiler.simulation.ledger import Ledger
+from profiler.units import format_bytes
+
+_aten = torch.ops.aten
+# What these make lies in host memory: `torch.tensor(1.0)` without a device, as optimizers keep their step counts.
+_HOST = frozenset({_aten.lift_fresh.default, _aten.scalar_tensor.default})
+
+
+class Recorder(TorchDispatchMode):
+    """Sees every operation below autograd, runs it on fake tensors, and tells `ledger` of the storages that it made.
+
+    Entered after (so above) the FakeTensorMode. Storages are known by their identity, and leave when the last tensor and
+    the last graph that hold them do. libraries: what cuBLAS and cuDNN take beside the outputs. known: values that are
+    carried along because they cost nothing. assumptions: the answer where an operation needs a value that nobody has.
+
+    Raises what the ledger raises where the card is full, and what `assumptions` raises.
+    """
+
+    def __init__(self, ledger: Ledger, libraries: Libraries, known: Known, assumptions: Assumptions) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's
+        self._ledger, self._libraries, self._known, self._assumptions = ledger, libraries, known, assumptions
+        # By the address of the storage's C++ object, which no other has while it lives; None lies in host memory.
+        self._numbers: dict[int, int | None] = {}
+        self._sizes: dict[int, int] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        try:
+            result = func(*args, **kwargs)
+        except (DataDependentOutputException, DynamicOutputShapeException):
+            result = self._known.result_of(func, args, kwargs)
+            if result is None:
+                result = self._assumptions.result_of(func, args, kwargs)
+        result = self._libraries.completed(func, args, result)
+        on_host = func in _HOST
+        for tensor in tensors_in(result):
+            self.note(tensor, on_host=on_host)
+        self._libraries.use(func, args, result)
+        self._known.follow(func, args, kwargs, result)
+        return result
+
+    def note(self, tensor: Tensor, *, on_host: bool = False) -> None:
+        """Tell the ledger of the storage of `tensor` if it is new, or has another size than it had."""
+        storage = tensor.untyped_storage()
+        key, size_bytes = storage._cdata, storage.nbytes()
+        if key not in self._numbers:
+            self._numbers[key] = None if on_host else self._ledger.take(size_bytes)
+            self._sizes[key] = size_bytes
+            weakref.finalize(storage, self._gone, key).atexit = False
+            return
+        number = self._numbers[key]
+        if number is not None and self._sizes[key] != size_bytes:  # resized
+            self._ledger.give_back(number)
+            self._numbers[key] = self._ledger.take(size_bytes)
+            self._sizes[key] = size_bytes
+
+    def _gone(self, key: int) -> None:
+        number = self._numbers.pop(key)
+        del self._sizes[key]
+        if number is not None:
+            self._ledger.give_back(number)
+
+
+def out_of_memory(requested_bytes: int, allocated_bytes: int, reserved_bytes: int) -> Exception:
+    """What CUDA's allocator raises, for a `Ledger`."""
+    requested, allocated, reserved = map(format_bytes, (requested_bytes, allocated_bytes, reserved_bytes))
+    return torch.OutOfMemoryError(
+        f"CUDA out of memory, as predicted. Tried to allocate {requested} with {allocated} allocated and {reserved} reserved."
+    )

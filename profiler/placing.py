@@ -1,0 +1,42 @@
+"""How a workload is brought onto a device, and what its training runs in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from profiler.batches import to_device
+
+
+class Placement:
+    """Onto a device of torch's, as training code does it. A device that is not torch's overrides it.
+
+    device: where tensors are, in torch's words.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def model(self, build: Callable[[], nn.Module]) -> nn.Module:
+        """The model that `build` makes, on the device."""
+        return build().to(self.device)
+
+    def batch(self, batch: Any) -> Any:
+        """`batch` with every tensor on the device."""
+        return to_device(batch, self.device)
+
+    def optimizer(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """The same optimizer, as it would be on the device."""
+        return optimizer
+
+    def training(self) -> AbstractContextManager[object]:
+        """What forwards, backwards and optimizer steps run in."""
+        return nullcontext()
+
+    def host(self) -> AbstractContextManager[object]:
+        """What code for the host runs in while training runs, such as a batch maker."""
+        return nullcontext()
