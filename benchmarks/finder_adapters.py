@@ -106,7 +106,7 @@ def _trial_of(subject: Subject) -> Callable[[int], int]:
 def _run_trial(subject: Subject, size: int) -> None:
     device, schedule = subject.device, sizing_schedule(size)
     keep_batches = not device.measures_host_memory
-    training = Training.start(subject.workload, device.torch_device, Phase(), keep_batches=keep_batches)
+    training = Training.start(subject.workload, device.placement(), Phase(), keep_batches=keep_batches)
     for sizes in schedule.steps:
         run_step(training, schedule.strategy, sizes)
         device.charge_loaded()

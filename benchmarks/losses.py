@@ -26,6 +26,7 @@ from benchmarks.threads import one_thread
 from profiler.checking.check import equivalence_of
 from profiler.devices import open_device
 from profiler.equivalence import Decomposition, Equivalence
+from profiler.placing import Placement
 from profiler.steps import Phase, Training
 from profiler.workload import Workload
 
@@ -84,7 +85,9 @@ def checked(workload: Workload) -> Equivalence:
     """The check's answer for the workload, in this process."""
     with warnings.catch_warnings(), one_thread():
         warnings.filterwarnings("ignore", "reduction: 'mean' divides the total loss")  # KLDivLoss
-        return equivalence_of(Training.start(workload, torch.device("cpu"), Phase()), SAMPLES, thorough=False)
+        return equivalence_of(
+            Training.start(workload, Placement(torch.device("cpu")), Phase()), SAMPLES, thorough=False
+        )
 
 
 def largest_difference(found: Equivalence) -> float:

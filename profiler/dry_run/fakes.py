@@ -27,7 +27,11 @@ class Twins:
         held = self._twins.get(id(tensor))
         if held is not None:
             return held[1]
-        fake = self.once(tensor)
+        storage = tensor.untyped_storage()
+        memory = self._memory.get(storage._cdata)
+        if memory is None:
+            memory = self._memory[storage._cdata] = self._new_memory(tensor)
+        fake = self._view(memory, tensor)
         if isinstance(tensor, nn.Parameter):
             parameter: Any = nn.Parameter(fake, requires_grad=tensor.requires_grad)
             parameter.__dict__.update(tensor.__dict__)
@@ -36,14 +40,18 @@ class Twins:
         return fake
 
     def once(self, tensor: Tensor) -> Tensor:
-        """A twin that is not remembered, in memory of its own."""
-        storage = tensor.untyped_storage()
+        """A twin that is not remembered, in memory of its own, which goes with it."""
+        return self._view(self._new_memory(tensor), tensor)
+
+    def _new_memory(self, tensor: Tensor) -> Tensor:
+        """A fake tensor as long as the whole storage of `tensor`."""
+        with self._mode:
+            memory = torch.empty(-(-tensor.untyped_storage().nbytes() // tensor.element_size()), dtype=tensor.dtype)
+        self._note(memory)
+        return memory
+
+    def _view(self, memory: Tensor, tensor: Tensor) -> Tensor:
         with self._mode, torch.no_grad():
-            memory = self._memory.get(storage._cdata)
-            if memory is None:
-                elements = -(-storage.nbytes() // tensor.element_size())
-                memory = torch.empty(elements, dtype=tensor.dtype)
-                self._note(memory)
             return memory.view(tensor.dtype).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 
 

@@ -193,6 +193,20 @@ def test_a_weight_in_two_places_counts_once() -> None:
     assert placement.ledger.allocator.allocated_bytes == 64 * 64 * 4
 
 
+def test_views_of_one_buffer_count_once() -> None:
+    class Halves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            whole = torch.zeros(2048)
+            self.register_buffer("first", whole[:1024])
+            self.register_buffer("second", whole[1024:])
+
+    placement = SimulatedPlacement(AMPERE, None)
+    placement.model(Halves)
+
+    assert placement.ledger.allocator.allocated_bytes == 2048 * 4
+
+
 def test_weights_gradients_and_state_are_what_is_left_after_a_step() -> None:
     card = trained(lambda: nn.Linear(256, 256, bias=False), torch.empty(8, 256, device="meta"))
 
