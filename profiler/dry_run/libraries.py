@@ -2,7 +2,7 @@
 
 cuBLAS: a workspace for each handle, made at its first matrix product and kept. Through torch 2.14 a handle is a thread's,
 and backward runs in a thread of its own, so that there are two (aten/src/ATen/cuda/CublasHandlePool.cpp); in 2.15 it is taken
-and given back with each product. cuDNN: a workspace during each convolution; see `workspaces`.
+and given back with each product. cuDNN: a workspace during a convolution; see `workspaces`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from profiler.dry_run.workspaces import convolution_workspaces
+from profiler.dry_run.workspaces import forward_workspace
 from profiler.simulation.cards import Card
 from profiler.simulation.ledger import Ledger
 from profiler.units import MIB
@@ -43,7 +43,7 @@ class Libraries:
     """
 
     def __init__(self, ledger: Ledger, card: Card, torch_version: tuple[int, int]) -> None:
-        self._ledger, self._card = ledger, card
+        self._ledger = ledger
         self._cublas_bytes = _CUBLAS_HOPPER_BYTES if card.compute_capability == (9, 0) else _CUBLAS_BYTES
         self._keeps = torch_version < _GIVES_BACK_FROM
         self._handles: set[bool] = set()
@@ -55,9 +55,8 @@ class Libraries:
         """
         if func in _PRODUCTS:
             self._use_cublas(func)
-        elif func is _aten.convolution.default or func is _aten.convolution_backward.default:
-            for size_bytes in convolution_workspaces(func, args, result, self._card):
-                self._ledger.pass_through(size_bytes)
+        elif func is _aten.convolution.default and (size_bytes := forward_workspace(args[0], result, groups=args[8])):
+            self._ledger.pass_through(size_bytes)
 
     def _use_cublas(self, func: Any) -> None:
         in_backward = torch._C._current_graph_task_id() != -1
