@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -11,6 +12,7 @@ from profiler.devices.base import Device, DeviceFacts, Peaks, Usage
 from profiler.errors import UsageError
 from profiler.simulation.cards import Card
 from profiler.simulation.replay import least_capacity, replay
+from profiler.simulation.settings import settings_of
 from profiler.units import format_bytes
 
 if TYPE_CHECKING:
@@ -95,7 +97,9 @@ class SimulatedDevice(Device):
                 f"the memory limit of {format_bytes(capacity)} does not even hold a CUDA context and kernels, about "
                 f"{format_bytes(card.context_bytes)}: ask for more."
             )
-        self._placement = SimulatedPlacement(card, capacity - card.context_bytes, self._assumptions)
+        self._placement = SimulatedPlacement(
+            card, capacity - card.context_bytes, self._assumptions, settings=settings_of(os.environ)
+        )
         return capacity
 
     def close(self) -> None:
@@ -113,12 +117,13 @@ class SimulatedDevice(Device):
     def read_peaks(self) -> Peaks:
         ledger, context_bytes = self._opened().ledger, self._card.context_bytes
         allocator = ledger.allocator
+        expandable = allocator.expandable
         return Peaks(
             peak_bytes=allocator.peak_reserved_bytes + context_bytes,
             allocated_bytes=allocator.peak_allocated_bytes,
             reserved_bytes=allocator.peak_reserved_bytes,
-            unlimited_reserved_bytes=replay(ledger.events).peak_reserved_bytes,
-            least_capacity_bytes=least_capacity(ledger.events) + context_bytes,
+            unlimited_reserved_bytes=replay(ledger.events, expandable=expandable).peak_reserved_bytes,
+            least_capacity_bytes=least_capacity(ledger.events, expandable=expandable) + context_bytes,
             allocator_retries=allocator.retries,
         )
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from profiler.dry_run.workspaces import forward_workspace
 from profiler.simulation.cards import Card
 from profiler.simulation.ledger import Ledger
+from profiler.simulation.settings import Settings
 from profiler.units import MIB
 
 _aten = torch.ops.aten
@@ -42,9 +43,11 @@ class Libraries:
     torch_version: of the torch that is simulated.
     """
 
-    def __init__(self, ledger: Ledger, card: Card, torch_version: tuple[int, int]) -> None:
+    def __init__(self, ledger: Ledger, card: Card, torch_version: tuple[int, int], settings: Settings) -> None:
         self._ledger = ledger
-        self._cublas_bytes = _CUBLAS_HOPPER_BYTES if card.compute_capability == (9, 0) else _CUBLAS_BYTES
+        default_bytes = _CUBLAS_HOPPER_BYTES if card.compute_capability == (9, 0) else _CUBLAS_BYTES
+        set_bytes = settings.cublas_workspace_bytes
+        self._cublas_bytes = default_bytes if set_bytes is None else set_bytes
         self._keeps = torch_version < _GIVES_BACK_FROM
         self._handles: set[bool] = set()
 

@@ -23,12 +23,14 @@ from profiler.simulation.allocator import CachingAllocator
 from profiler.simulation.assumption import Assumption
 from profiler.simulation.cards import Card
 from profiler.simulation.ledger import Ledger
+from profiler.simulation.settings import Settings
 
 
 class SimulatedPlacement(Placement):
     """Fake twins whose memory is taken from `ledger`: a caching allocator with `capacity_bytes`, None for no limit.
 
-    assumptions: what lines give that need values, as `Assumption.parsed` reads them.
+    assumptions: what lines give that need values, as `Assumption.parsed` reads them. settings: of torch's allocator and
+    cuBLAS, None for their defaults. torch_version: of the torch that is simulated, None for the one that runs.
     """
 
     def __init__(
@@ -37,17 +39,21 @@ class SimulatedPlacement(Placement):
         capacity_bytes: int | None,
         assumptions: Sequence[str] = (),
         *,
+        settings: Settings | None = None,
         torch_version: tuple[int, int] | None = None,
     ) -> None:
+        settings = settings or Settings()
         super().__init__(torch.device("cpu"))
         self._card = card
-        self.ledger = Ledger(CachingAllocator(capacity_bytes=capacity_bytes), out_of_memory)
+        self.ledger = Ledger(
+            CachingAllocator(capacity_bytes=capacity_bytes, expandable=settings.expandable_segments), out_of_memory
+        )
         # Tensors that a model keeps beside its parameters and buffers are made fake where they are used.
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._known = Known(self._mode)
         self._recorder = Recorder(
             self.ledger,
-            Libraries(self.ledger, card, torch_version or _this_torch()),
+            Libraries(self.ledger, card, torch_version or _this_torch(), settings),
             self._known,
             Assumptions([Assumption.parsed(text) for text in assumptions]),
         )
