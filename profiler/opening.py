@@ -22,7 +22,7 @@ from profiler.resuming import as_recorded, same_run
 from profiler.switches import Switches
 from profiler.targets import LiveSource, TargetSource
 from profiler.trial import Inspection, Setting, Source, inspect
-from profiler.workers.runner import ProcessRunner, Runner
+from profiler.workers.runner import ProcessRunner, Runner, can_fork
 
 if TYPE_CHECKING:
     from profiler.workload import Workload
@@ -37,6 +37,7 @@ _SIMULATED = (
     "a simulated card: every number is predicted and none was measured, nothing is timed, and whether accumulation equals the "
     "whole batch is not checked: `microbatch check` does that on the CPU."
 )
+_NO_WORKERS = "this system has no fork for workers: trials run in this process, which keeps no time limit and does not survive a crash."
 
 
 @contextmanager
@@ -138,7 +139,9 @@ def _runner(
     workload: Workload | str, device: Device, options: Options, observe: Observer, *, exact: bool
 ) -> tuple[Runner, Source]:
     """Where trials run and where they get the workload: a model that lives on an accelerator cannot leave its process."""
-    if options.isolation == "process":
+    if options.isolation == "process" and not can_fork():
+        observe(Noted(text=_NO_WORKERS))
+    elif options.isolation == "process":
         if isinstance(workload, str):
             target = TargetSource(target=workload, options=options.target_options)
             return ProcessRunner(device, target.imports, exact=exact), target

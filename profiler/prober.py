@@ -384,8 +384,11 @@ def evaluation_schedule(size: int, *, trained_size: int = 1) -> Schedule:
 def needed_bytes(fits: Fits) -> int:
     """What a size needs, for the line: its peak without the room that the allocator merely held.
 
-    At capacity the caching allocator gives back what it merely holds, so the reserved peak overstates the need.
+    At capacity the caching allocator gives back what it merely holds, so the reserved peak overstates the need. On a
+    simulated card the need itself is known.
     """
+    if fits.least_capacity_bytes is not None:
+        return fits.least_capacity_bytes
     if fits.peak_reserved_bytes is None or fits.peak_allocated_bytes is None:
         return fits.peak_bytes
     return fits.peak_bytes - (fits.peak_reserved_bytes - fits.peak_allocated_bytes)

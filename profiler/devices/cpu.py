@@ -17,7 +17,6 @@ import mmap
 import os
 import platform
 import re
-import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -31,6 +30,9 @@ from profiler.devices.cgroup import cgroup_available_bytes
 from profiler.devices.glibc import exact, heap_usage, since
 from profiler.errors import UsageError
 from profiler.units import MIB, format_bytes
+
+with suppress(ModuleNotFoundError):  # Windows, where `why_not` refuses before anything of it is called
+    import resource
 
 if TYPE_CHECKING:
     import torch

@@ -5,15 +5,17 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-import resource
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from profiler.devices.base import Usage
 from profiler.units import MIB
+
+with suppress(ModuleNotFoundError):  # Windows, where `why_not` refuses before anything of it is called
+    import resource
 
 
 class _Info(ctypes.Structure):

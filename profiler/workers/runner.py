@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar
 
@@ -13,6 +14,11 @@ T = TypeVar("T")
 
 # Threads that wait for each other sleep: spinning ones, the default, take the processor from whatever else is running.
 PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def can_fork() -> bool:
+    """Whether this system has what a fork server is made of; Windows and macOS have not."""
+    return hasattr(os, "fork") and hasattr(os, "memfd_create")
 
 
 class Runner(Protocol):
