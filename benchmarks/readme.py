@@ -1,5 +1,5 @@
 """Writes the README's measured parts from the committed results: what commands printed, what the search
-costs, and how other finders compare.
+costs, how other finders compare, and what simulated cards predict.
 
 python -m benchmarks.readme
 """
@@ -7,10 +7,14 @@ python -m benchmarks.readme
 from __future__ import annotations
 
 import csv
+import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.finder_rows import from_csv, goals, number, summaries
+from benchmarks.reference_runs import SIMULATED
+from profiler.units import format_bytes
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -19,6 +23,9 @@ CHECK = ROOT / "results" / "digits-resnet_cpu" / "check.txt"
 THREE_WAYS = ROOT / "results" / "three_ways_cpu" / "output.txt"
 COSTS = ROOT / "results" / "search_cost_cpu" / "table.csv"
 FINDERS = ROOT / "results" / "finders_cpu" / "table.csv"
+PREDICTION = ROOT / "results" / "prediction" / "summary.csv"
+# In the table's order.
+ESTIMATORS = ("microbatch", "xmem", "dnnmem", "schedtune", "llmem")
 
 
 def main() -> None:
@@ -32,7 +39,9 @@ def updated(readme: str) -> str:
     readme = _replaced(readme, "check", f"```\n{checked(CHECK.read_text())}\n```")
     readme = _replaced(readme, "three ways", f"```\n{_plain(THREE_WAYS.read_text())}\n```")
     readme = _replaced(readme, "search cost", costs(COSTS.read_text()))
-    return _replaced(readme, "finders", finders(FINDERS.read_text()))
+    readme = _replaced(readme, "finders", finders(FINDERS.read_text()))
+    readme = _replaced(readme, "simulated", simulated([ROOT / folder / "plan.json" for folder in SIMULATED]))
+    return _replaced(readme, "prediction", prediction(PREDICTION.read_text()))
 
 
 def printed(output: str) -> str:
@@ -88,6 +97,42 @@ def finders(table: str) -> str:
         )
     held = [f"- {'reached' if goal.reached else 'missed'}: {goal.text}: {goal.measured}" for goal in goals(rows)]
     return "\n".join([*lines, "", *held])
+
+
+def simulated(plans: Sequence[Path]) -> str:
+    """A row a card: what may be used, the largest micro-batch, the plan and its peak."""
+    lines = [
+        "| device | memory | largest micro-batch | accumulation steps | micro-batches | predicted peak |",
+        "|---|---|---|---|---|---|",
+    ]
+    for path in plans:
+        document = json.loads(path.read_text())
+        assert document["predicted"], f"{path} was measured"
+        plan = document["plan"]
+        sizes = plan["micro_batch_sizes"]
+        split = " + ".join(f"{sizes.count(size)} × {size}" for size in dict.fromkeys(sizes))
+        lines.append(
+            f"| {document['device']} | {format_bytes(document['capacity_bytes'])} | {document['largest_fit']} | "
+            f"{plan['accumulation_steps']} | {split} | {format_bytes(plan['peak_bytes'])} |"
+        )
+    return "\n".join(lines)
+
+
+def prediction(summary: str) -> str:
+    """A row an estimator: its errors over all runs and over those of models that nothing was fitted on."""
+    rows = {
+        (row["part"], row["estimator"]): row for row in csv.DictReader(summary.splitlines()) if row["model"] == "all"
+    }
+    lines = [
+        "| estimator | error: median, 90th percentile | of others' models | out of memory judged wrong | of others' models |",
+        "|---|---|---|---|---|",
+    ]
+    for estimator in ESTIMATORS:
+        every, check = rows["all", estimator], rows["check", estimator]
+        errors = (f"{float(of['median_error']):.1%}, {float(of['high_error']):.1%}" for of in (every, check))
+        judged = (f"{of['wrong']} of {of['judged']}" for of in (every, check))
+        lines.append(f"| {estimator} | {next(errors)} | {next(errors)} | {next(judged)} | {next(judged)} |")
+    return "\n".join(lines)
 
 
 def _replaced(text: str, name: str, content: str) -> str:
