@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,6 +26,8 @@ from benchmarks.prediction_rows import (
     summary_csv,
     to_csv,
 )
+from benchmarks.readme import ESTIMATORS, ROOT, prediction, simulated
+from benchmarks.reference_runs import SIMULATED
 from profiler.units import MIB
 
 RUNS = runs_of(DATA.read_text())
@@ -188,3 +191,23 @@ def test_gradients_that_live_through_a_forward_cost_memory() -> None:
     assert between.within_bytes == between.reserved_bytes
     assert between.allocated_bytes > first.allocated_bytes > 3 * 4 * 1_528_106
     assert between.capacity_bytes < 12_622_168_064 - 15 * MIB
+
+
+def test_the_readme_has_a_row_for_each_estimator() -> None:
+    summary = (ROOT / "results" / "prediction" / "summary.csv").read_text()
+    rows = prediction(summary).splitlines()[2:]
+
+    assert [row.split(" | ")[0].removeprefix("| ") for row in rows] == list(ESTIMATORS)
+    assert all(row.count("|") == 6 for row in rows)
+
+
+def test_the_readme_shows_predicted_plans_alone(tmp_path: Path) -> None:
+    plans = [ROOT / folder / "plan.json" for folder in SIMULATED]
+    measured = tmp_path / "plan.json"
+    measured.write_text(plans[0].read_text().replace('"predicted": true', '"predicted": false'))
+
+    assert [row.split(" | ")[0] for row in simulated(plans).splitlines()[2:]] == [
+        f"| {card}" for card in SIMULATED.values()
+    ]
+    with pytest.raises(AssertionError, match="was measured"):
+        simulated([measured])
