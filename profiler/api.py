@@ -19,6 +19,7 @@ from profiler.prober import Limits, Prober
 from profiler.records import Records
 from profiler.replay import Replay
 from profiler.report import Comparison, Report
+from profiler.simulation.cards import SIMULATED
 from profiler.smallest import why_nothing_fits
 from profiler.soak import Soak
 from profiler.units import format_bytes
@@ -228,19 +229,24 @@ def check_equivalence(
 
     effective_batch_size: the samples that are checked, 2 or more; they are run as a whole batch, and split in several ways
     as a summed loss and accumulated, in fp64 and in the precision that the workload trains in. options: device, isolation,
-    time limits and target options count here, and on a GPU the memory limit.
+    time limits and target options count here, and on a GPU the memory limit. A simulated card computes nothing: there the
+    check runs on the CPU, and a note says so.
 
     Raises UsageError for fewer than 2 samples, NothingFits where they do not fit as a whole batch, and else as
     `find_accumulation_plan` does. That accumulation is not equal is a result, and raises nothing.
     """
     _check_samples(effective_batch_size)
+    options = options or Options()
     notes: list[str] = []
+    if (options.device or "").startswith(SIMULATED):
+        notes.append(f"{options.device} computes nothing: this was checked on the CPU.")
+        options = replace(options, device="cpu", assume=())
 
     def watch(event: Event) -> None:
         notes.extend([event.text] if isinstance(event, Noted) else [])
         observe(event)
 
-    with open_prober(workload, options or Options(), watch, sizing=False) as (prober, _):
+    with open_prober(workload, options, watch, sizing=False) as (prober, _):
         equivalence = prober.check(effective_batch_size, thorough=True)
     return replace(equivalence, notes=(*notes, *equivalence.notes))
 

@@ -253,9 +253,11 @@ class Prober:
             return recorded
         why = "whether accumulation equals the whole batch"
         self.observe(Started(what=f"the check with {batch_size} samples", why=why))
+        # The CPU's budget stands for a smaller machine's memory, and memory is not the question.
+        unlimited = self.setting.device == "cpu"
         reply: Equivalence | Failed | Died | TimedOut = self.runner.size(
             check,
-            self._checking_setting(),
+            replace(self.setting, limit_bytes=None) if unlimited else self.setting,
             CheckRequest(batch_size=batch_size, thorough=thorough),
             timeout_seconds=(CHECK_TRIALS if thorough else SHORT_CHECK_TRIALS) * self.limits.trial_seconds,
             fresh=True,
@@ -270,13 +272,6 @@ class Prober:
             )
         self.observe(Checked(equivalence=reply))
         return reply
-
-    def _checking_setting(self) -> Setting:
-        """Memory is not the question, and the CPU's budget stands for a smaller machine's; arithmetic needs a device that
-        computes.
-        """
-        on_host = self.setting.device == "cpu" or not self.computes
-        return replace(self.setting, device="cpu", limit_bytes=None) if on_host else self.setting
 
     def predicted_bytes(self, size: int, purpose: Purpose = Purpose.TRAINING) -> int | None:
         """What the line through the last two sizes that fitted says for `size`; None before there are two."""
