@@ -58,7 +58,7 @@ PURE = (
     *("errors", "units", "outcomes", "search", "plan", "curve", "report", "events", "lines", "codec"),
     *("nearest", "files", "tracebacks", "equivalence", "nests", "parts", "windows", "soak", "surprise"),
     *("simulation", "simulation.blocks", "simulation.allocator", "simulation.replay", "simulation.ledger"),
-    *("simulation.cards", "simulation.assumption"),
+    *("simulation.cards", "simulation.assumption", "simulation.recordings", "simulation.snapshots"),
 )
 
 # Every package that is not Python's own, and the modules that may import it, at the top or inside a function.
