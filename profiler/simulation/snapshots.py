@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from profiler.simulation.recordings import Step
 
+_FROM_THE_START = "record from before the first allocation of the process on, without a limit of entries."
 # Entries that say nothing of blocks or segments; a block is free where its free is completed.
 _PASSED_OVER = frozenset({"free_requested", "snapshot", "user_defined"})
 
@@ -85,8 +86,7 @@ class _Reader:
         elif action == "free_completed":
             if entry["addr"] not in self.live:
                 raise ValueError(
-                    f"The trace frees what it did not allocate, at event {len(self.steps)}: record from before the first "
-                    "allocation of the process on, without a limit of entries."
+                    f"The trace frees what it did not allocate, at event {len(self.steps)}: {_FROM_THE_START}"
                 )
             self._add("free", self.live.pop(entry["addr"])[0], entry)
         else:
@@ -121,19 +121,24 @@ def _check_state(reader: _Reader, segments: Sequence[Mapping[str, Any]]) -> None
     reserved_bytes = sum(segment["total_size"] for segment in segments)
     if reserved_bytes != reader.reserved_bytes:
         raise ValueError(
-            f"The trace leads to {reader.reserved_bytes} reserved bytes and the snapshot has {reserved_bytes}: record from "
-            "before the first allocation of the process on, without a limit of entries."
+            f"The trace leads to {reader.reserved_bytes} reserved bytes and the snapshot has {reserved_bytes}: {_FROM_THE_START}"
         )
     for segment in segments:
         address = segment["address"]
         for block in segment["blocks"]:
-            size_bytes = reader.live.get(address, (0, None))[1]
-            if block["state"] == "active_allocated" and size_bytes != block.get("requested_size", size_bytes):
-                raise ValueError(
-                    f"The trace has {size_bytes} bytes for a block of {block['size']} for which {block['requested_size']} were "
-                    "asked: record with a torch whose trace holds what was asked for, 2.0 or later."
-                )
+            if block["state"] == "active_allocated":
+                _check_size(block, reader.live.get(address))
             address += block["size"]
+
+
+def _check_size(block: Mapping[str, Any], traced: tuple[int, int] | None) -> None:
+    if traced is None:
+        raise ValueError(f"The trace lacks the allocation of a live block of {block['size']} bytes: {_FROM_THE_START}")
+    if traced[1] != block.get("requested_size", traced[1]):
+        raise ValueError(
+            f"The trace has {traced[1]} bytes for a block of {block['size']} for which {block['requested_size']} were asked: "
+            "record with a torch whose trace holds what was asked for, 2.0 or later."
+        )
 
 
 def _with_active_bytes(steps: Sequence[Step], readings: Sequence[Reading]) -> tuple[Step, ...]:

@@ -195,6 +195,10 @@ def lost_beginning(snapshot: dict[str, Any]) -> None:
     del snapshot["device_traces"][0][:4]
 
 
+def lost_weights(snapshot: dict[str, Any]) -> None:
+    del snapshot["device_traces"][0][1]
+
+
 def lost_end(snapshot: dict[str, Any]) -> None:
     snapshot["device_traces"][0].append(entry("segment_alloc", 2 * MIB))
 
@@ -217,6 +221,7 @@ def without_an_event(snapshot: dict[str, Any]) -> None:
     ("spoil", "message"),
     [
         pytest.param(lost_beginning, "frees what it did not allocate, at event", id="no beginning"),
+        pytest.param(lost_weights, "lacks the allocation of a live block of 3146240 bytes", id="no weights"),
         pytest.param(lost_end, "reserved bytes and the snapshot has", id="another state"),
         pytest.param(of_expandable_segments, "'segment_map', which is not compared", id="expandable segments"),
         pytest.param(with_sizes_of_blocks, "bytes for a block of .* for which 3145828 were asked", id="block sizes"),
