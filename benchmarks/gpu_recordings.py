@@ -171,11 +171,14 @@ def replayed(path: Path) -> dict[str, Any]:
 
 
 def write_table(path: Path, rows: list[Row]) -> None:
-    """The rows so far."""
+    """The rows so far, in the place of earlier ones of the same files."""
+    new = {row.file: {name: "" if value is None else str(value) for name, value in asdict(row).items()} for row in rows}
+    old = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
+    kept = [row for row in old if row["file"] not in new]
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=[field.name for field in fields(Row)], lineterminator="\n")
         writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
+        writer.writerows([*kept, *new.values()])
 
 
 def record_one(target: str, precision: str, size: int, allowed_bytes: int | None, path: Path) -> None:
