@@ -27,6 +27,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from benchmarks.gpu_results import json_bytes, this_card
+from profiler.devices import open_device
+from profiler.errors import DeviceUnavailable
 from profiler.files import replace_file
 from profiler.run_folder import safe_name
 from profiler.simulation.recordings import first_difference, from_bytes
@@ -94,6 +96,10 @@ def main() -> None:
         record_one(arguments.targets[0], arguments.precision, arguments.size, arguments.allowed, arguments.output)
         return
     subjects = [subject for subject in SUBJECTS if subject.target in (arguments.targets or [subject.target])]
+    why_not = open_device(DEVICE).why_not()
+    if why_not is not None:
+        print(f"Nothing was recorded, for {DEVICE} cannot be used: {why_not}")
+        sys.exit(DeviceUnavailable.exit_status)
     rows = []
     card, environment = this_card(DEVICE)
     arguments.output.mkdir(parents=True, exist_ok=True)
