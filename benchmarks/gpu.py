@@ -3,13 +3,15 @@
 Parts run in the order of PARTS, the most important first. One is begun only if the time it should take is left, and it is
 ended when twice that, or all, is over; whatever becomes of it, the rest goes on. Estimated for an H100: a fork server is
 up in 5 to 7 s, a fresh worker (context, cuDNN, its library's import, the model) in 2 to 4 s; a trial near the edge takes 2
-to 6 s more, a timed size 2 s, and a search some 7 fresh workers. The parts up to text-gpt add up to nine minutes; what
+to 6 s more, a timed size 2 s, and a search some 7 fresh workers. The parts up to vit-search add up to nine minutes; what
 is left out is said, and a second call can name it (each part of other finders takes as long as all the rest). Results so far are packed
 after every part into gpu_results.tar.gz, in the folder that the environment variable OUT names, else in results/.
 
 results/gpu_<card>/               summary.csv, environment.json, and what each part printed
 results/<workload>_<card>/        a probe's folder
 results/finders_<budget>_<card>/  finders side by side
+results/recordings_<card>/        the allocator's events (benchmarks.gpu_recordings)
+results/prediction_<card>/        predicted beside measured (benchmarks.gpu_prediction, which needs no GPU)
 
     python -m benchmarks.gpu [--seconds 540] [PART ...]
 """
@@ -23,11 +25,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from benchmarks.finders import EXAMPLES, OWN_TARGETS
+from benchmarks.gpu_parts import ALL, PARTS, Check, Finders, Part, Prediction, Probe, Recordings, Search, Tests
 from benchmarks.gpu_results import RESULTS, how_ended, json_bytes, keep, pack, read_json, row_of, this_card
 from profiler.commands import NOT_EQUAL
 from profiler.devices import open_device
@@ -49,85 +51,6 @@ SECONDS = 540.0
 # For packing; a part that is told to end gets as long to write what it has.
 LAST_SECONDS = 10.0
 TRIAL_SECONDS = 50.0
-ALL = "all"
-# The context with its kernels lies inside the budget and takes more than half of it. Should it take all, the second.
-SMALL = ("960MiB", "1536MiB")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tests:
-    """The tests marked gpu."""
-
-    name: str
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Probe:
-    """`microbatch probe` under the first of `budgets` with which it succeeds."""
-
-    name: str
-    target: str
-    budgets: tuple[str, ...]
-    effective_batch: int
-    precision: str = "fp32"
-    compare: bool = True
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Search:
-    """The search for the largest micro-batch alone, under each of `budgets`, in workers of one server."""
-
-    name: str
-    target: str
-    budgets: tuple[str, ...]
-    precision: str
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Check:
-    """`microbatch check` of each target: whether accumulation equals the whole batch, on this device's kernels."""
-
-    name: str
-    targets: tuple[str, ...]
-    precision: str
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finders:
-    """`benchmarks.finders` on each target under one budget; a finder whose library is missing is a row that says so."""
-
-    name: str
-    targets: tuple[str, ...]
-    budget: str
-    precision: str
-    seconds: float
-
-
-Part = Tests | Probe | Search | Check | Finders
-
-RESNET, VIT, GPT = "torchvision:resnet50", "timm:vit_base_patch16_224", "hf:gpt2"
-PARTS: tuple[Part, ...] = (
-    Tests(name="tests", seconds=80),
-    Check(name="checks", targets=EXAMPLES, precision="bf16", seconds=40),
-    Probe(name="digits-resnet", target="digits-resnet", budgets=SMALL, effective_batch=256, seconds=60),
-    Probe(name="resnet50", target=RESNET, budgets=("24GiB",), effective_batch=512, precision="bf16", seconds=95),
-    Search(name="gpt2-search", target=GPT, budgets=(ALL, "24GiB"), precision="bf16", seconds=75),
-    Search(name="vit-search", target=VIT, budgets=(ALL, "24GiB"), precision="bf16", seconds=70),
-    Search(name="resnet50-search", target=RESNET, budgets=(ALL, "16GiB"), precision="bf16", seconds=65),
-    Probe(name="text-gpt", target="text-gpt", budgets=SMALL, effective_batch=256, compare=False, seconds=45),
-    Probe(name="digits-cnn", target="digits-cnn", budgets=SMALL, effective_batch=256, compare=False, seconds=40),
-    Search(name="gpt2-16GiB", target=GPT, budgets=("16GiB",), precision="bf16", seconds=35),
-    Search(name="vit-16GiB", target=VIT, budgets=("16GiB",), precision="bf16", seconds=35),
-    Probe(name="gpt2", target=GPT, budgets=("24GiB",), effective_batch=256, precision="bf16", seconds=110),
-    Probe(name="vit", target=VIT, budgets=("24GiB",), effective_batch=512, precision="bf16", seconds=95),
-    Finders(name="finders-small", targets=EXAMPLES, budget=SMALL[1], precision="fp32", seconds=520),
-    Finders(name="finders-own", targets=OWN_TARGETS, budget="2GiB", precision="fp32", seconds=530),
-    Finders(name="finders-large", targets=(RESNET, GPT), budget="24GiB", precision="bf16", seconds=500),
-)
 
 
 def main() -> None:
@@ -185,6 +108,16 @@ def run(part: Part, card: str, folder: Path, seconds: float) -> str:
             return run_checks(part, folder, seconds)
         case Finders():
             return run_finders(part, card, folder, seconds)
+        case Recordings():
+            options = ["--seconds", f"{seconds - LAST_SECONDS:.0f}", *part.targets]
+            return run_module(
+                "benchmarks.gpu_recordings", RESULTS / f"recordings_{card}", options, part, folder, seconds
+            )
+        case Prediction():
+            options = ["--measured", str(folder), "--seconds", f"{seconds - LAST_SECONDS:.0f}"]
+            return run_module(
+                "benchmarks.gpu_prediction", RESULTS / f"prediction_{card}", options, part, folder, seconds
+            )
 
 
 def run_tests(part: Tests, folder: Path, seconds: float) -> str:
@@ -237,6 +170,9 @@ def run_search(part: Search, folder: Path, seconds: float) -> str:
         for budget in part.budgets:
             limit = whole.setting.limit_bytes if budget == ALL else parse_bytes(budget)
             capacity = limit or whole.capacity_bytes
+            if capacity > whole.capacity_bytes:
+                answers.append(f"{budget} is more than the card has")
+                continue
             setting = replace(whole.setting, limit_bytes=limit)
             prober = replace(whole, setting=setting, timing_setting=setting, capacity_bytes=capacity, trials={})
             lines.append(f"{budget}, {capacity} bytes\n")
@@ -277,6 +213,15 @@ def run_finders(part: Finders, card: str, folder: Path, seconds: float) -> str:
     output = folder / f"{part.name}.txt"
     status = call(command, output, output, seconds)
     return f"{'done' if status == 0 else 'failed'}: {shlex.join(command[1:])}, {how_ended(status)}"
+
+
+def run_module(module: str, output: Path, options: list[str], part: Part, folder: Path, seconds: float) -> str:
+    """A program that writes its own folder and ends with a line that says what came of it."""
+    command = [sys.executable, "-m", module, "--output", str(output), *options]
+    printed = folder / f"{part.name}.txt"
+    status = call(command, printed, printed, seconds)
+    last = printed.read_text(errors="replace").strip().rpartition("\n")[2]
+    return f"{'done' if status == 0 else 'failed'}: {shlex.join(command[1:])}, {how_ended(status)}: {last}"
 
 
 def call(command: list[str], output: Path, errors: Path, seconds: float, **environment: str) -> int | None:

@@ -47,14 +47,16 @@ class CachingAllocator:
     capacity_bytes: the most that it may reserve; None is no limit. With expandable segments this is the device's own limit,
       page by page. A memory fraction is another one with them: alloc_block compares the size of the segment that a request
       would have without them. It refuses requests for which few pages are missing, and goes up to 18 MiB beyond the fraction.
-    expandable: one growing segment for each pool and stream.
+    expandable: one growing segment for each pool and stream. addresses: where segments come to lie.
 
     What may be read, after each event: `allocated_bytes` (in blocks that are in use, which is what PyTorch calls active too,
     since a freed block is free at once), `reserved_bytes` (in segments), the peaks of both, and `retries`, how often every
     free segment was released to try again (num_alloc_retries).
     """
 
-    def __init__(self, *, capacity_bytes: int | None = None, expandable: bool = False) -> None:
+    def __init__(
+        self, *, capacity_bytes: int | None = None, expandable: bool = False, addresses: AddressSpace | None = None
+    ) -> None:
         self.capacity_bytes = capacity_bytes
         self.expandable = expandable
         self.allocated_bytes = 0
@@ -65,7 +67,7 @@ class CachingAllocator:
         self._pools: dict[tuple[int, bool], Pool] = {}
         # The first block of every segment, by address.
         self._segments: dict[int, Block] = {}
-        self._addresses = AddressSpace()
+        self._addresses = addresses or AddressSpace()
 
     def allocate(self, requested_bytes: int, stream: int = 0) -> Block | None:
         """A block of at least `requested_bytes`; None where there is no memory for it, even with every free segment released.

@@ -7,6 +7,7 @@ of its constants and functions stand beside what follows them.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from operator import attrgetter
 
@@ -197,13 +198,18 @@ class AddressSpace:
 
     What addresses the driver gives is not known. They decide between free blocks of equal size alone, and this choice
     keeps old segments low, as a driver that takes the first fit does.
+
+    given: those that it did give, where they are known; they are handed out first.
     """
 
     end: int = 0
     holes: list[tuple[int, int]] = field(default_factory=list)
+    given: Iterator[int] = field(default_factory=lambda: iter(()))
 
     def take(self, size_bytes: int) -> int:
         """Where a new segment begins."""
+        for address in self.given:
+            return address
         for index, (address, length) in enumerate(self.holes):
             if length >= size_bytes:
                 rest = [(address + size_bytes, length - size_bytes)] if length > size_bytes else []

@@ -59,18 +59,23 @@ def _card(row: dict[str, str]) -> Card:
 
 
 def card_of(name: str) -> Card:
-    """The card called `name`, or one of that capacity ("24GiB"); UsageError, with the nearest names, where there is none."""
+    """The card called `name`, or one of that capacity ("24GiB") and, if it says so, compute capability ("24GiB@9.0").
+
+    Raises UsageError, with the nearest names, where there is none.
+    """
     known = catalogue()
     if name.lower() in known:
         return known[name.lower()]
-    if re.match(r"\d", name):
-        total_bytes = parse_bytes(name)
-        contexts = [card for card in known.values() if card.compute_capability == _ANY_COMPUTE_CAPABILITY]
+    if match := re.fullmatch(r"(\d[^@]*)(?:@(\d+)\.(\d+))?", name):
+        total_bytes = parse_bytes(match[1])
+        capability = (int(match[2]), int(match[3])) if match[2] else _ANY_COMPUTE_CAPABILITY
+        alike = [card for card in known.values() if card.compute_capability == capability]
+        contexts = alike or list(known.values())
         return Card(
             name=name,
             description=f"a card of {format_bytes(total_bytes)}",
             total_bytes=total_bytes,
-            compute_capability=_ANY_COMPUTE_CAPABILITY,
+            compute_capability=capability,
             context_low_bytes=min(card.context_low_bytes for card in contexts),
             context_high_bytes=max(card.context_high_bytes for card in contexts),
             source="asked for",

@@ -10,11 +10,13 @@ import pynvml
 import torch
 from torch import Tensor, nn
 
+from benchmarks.gpu_recorder import record
 from gpu.workloads import setting_of, sizing, small
 from profiler.api import probe
 from profiler.devices import survey
 from profiler.devices.cuda import CudaDevice
 from profiler.options import Options
+from profiler.simulation.recordings import first_difference
 from profiler.trial import Done, Failed, run_schedule
 from profiler.workers.protocol import Died, TimedOut
 from profiler.workers.runner import ProcessRunner
@@ -65,6 +67,12 @@ def memory_after(changes: dict[str, Any]) -> Done[Any]:
     failed = run_schedule(setting_of(small(**changes)), sizing(1)).result
     assert isinstance(failed, Failed), failed
     return ended((failed.phase, before, (torch.cuda.memory_allocated(), torch.cuda.memory_reserved())))
+
+
+def recorded_and_replayed() -> Done[Any]:
+    """A sizing trial's recording, and where the model of the allocator first does otherwise."""
+    recorded = record(setting_of(small(), None), sizing(8))
+    return ended((recorded, first_difference(recorded.recording)))
 
 
 def images(size: int) -> tuple[Tensor, Tensor]:

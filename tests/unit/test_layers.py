@@ -59,6 +59,7 @@ PURE = (
     *("nearest", "files", "tracebacks", "equivalence", "nests", "parts", "windows", "soak", "surprise"),
     *("simulation", "simulation.blocks", "simulation.allocator", "simulation.replay", "simulation.ledger"),
     *("simulation.cards", "simulation.assumption", "simulation.settings"),
+    *("simulation.recordings", "simulation.snapshots"),
 )
 
 # Every package that is not Python's own, and the modules that may import it, at the top or inside a function.
