@@ -95,12 +95,20 @@ def hole() -> Iterator[int]:
     """Some MiB free in the heap, below a block that keeps them from being given back."""
     libc = ctypes.CDLL(None)
     libc.malloc.restype = ctypes.c_void_p
-    below = [libc.malloc(ctypes.c_size_t(100_000)) for _ in range(168)]
+    # Holes that are there already are filled first: only blocks in one row leave one hole.
+    row: list[int] = []
+    others: list[int] = []
+    while len(row) < 100:
+        address = libc.malloc(ctypes.c_size_t(100_000))
+        if row and not 0 < address - row[-1] < 101_000:
+            others, row = others + row, []
+        row.append(address)
     pin = libc.malloc(ctypes.c_size_t(1000))
-    for address in below:
+    for address in row:
         libc.free(ctypes.c_void_p(address))
     yield 8 * MIB
-    libc.free(ctypes.c_void_p(pin))
+    for address in (pin, *others):
+        libc.free(ctypes.c_void_p(address))
 
 
 @pytest.mark.skipif(_mallinfo2() is None, reason="this C library has no mallinfo2")
