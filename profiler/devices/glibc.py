@@ -118,6 +118,8 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 # glibc's own thresholds move up to here with what is freed, on 64 bits.
 _LARGEST_MMAP_THRESHOLD = 32 * MIB
 _LARGEST_HOLE = 2**40
+# What stays free while the rest is occupied, for small objects: every second of twice as many pieces of less than a page.
+_SMALL_HOLES, _SMALL_HOLE_BYTES = 256, 3584
 # A page, so that all but small blocks are mapped by themselves; little is held for later.
 EXACT = Thresholds(mmap_bytes=4096, trim_bytes=128 * 1024, top_pad_bytes=0)
 
@@ -139,10 +141,7 @@ def exact() -> Iterator[None]:
     try:
         yield
     finally:
-        while block:
-            following = ctypes.c_size_t.from_address(block).value
-            libc.free(ctypes.c_void_p(block))
-            block = following
+        _give_back(block)
         Thresholds.of_process(os.environ).apply()
 
 
@@ -151,21 +150,44 @@ def _occupied() -> int:
 
     The process may not grow meanwhile, so that every block is from what is held already: by this thread's arena and by the
     one that malloc turns to when the first has nothing. Nothing else grows here either, hence no list.
+
+    Of the first 2 MiB every second piece stays free, each smaller than a page: small objects find room there, for which the
+    heap would grow each time, and not shrink where one of them stays.
     """
     malloc = ctypes.CDLL(None).malloc
     malloc.restype = ctypes.c_void_p
-    first, size = 0, _LARGEST_HOLE
+    given, kept, size = 0, 0, _LARGEST_HOLE
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (mmap.PAGESIZE, hard))  # Linux takes 0 for no limit
     try:
+        for _ in range(_SMALL_HOLES):
+            given = _linked(malloc(ctypes.c_size_t(_SMALL_HOLE_BYTES)), given)
+            kept = _linked(malloc(ctypes.c_size_t(_SMALL_HOLE_BYTES)), kept)
         while size >= EXACT.mmap_bytes:
             block = malloc(ctypes.c_size_t(size))
             if block is None:
                 size //= 2
-            else:
-                ctypes.c_size_t.from_address(block).value, first = first, block
+            kept = _linked(block, kept)
     except MemoryError:  # Python's own, which has come to an end as well
         pass
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
-    return first
+    _give_back(given)
+    return kept
+
+
+def _linked(block: int | None, following: int) -> int:
+    """`block`, which begins with the address of `following` from now on; `following` where there is no block."""
+    if block is None:
+        return following
+    ctypes.c_size_t.from_address(block).value = following
+    return block
+
+
+def _give_back(block: int) -> None:
+    """Free `block` and all that follow it."""
+    free = ctypes.CDLL(None).free
+    while block:
+        following = ctypes.c_size_t.from_address(block).value
+        free(ctypes.c_void_p(block))
+        block = following
