@@ -52,6 +52,7 @@ class SimulatedPlacement(Placement):
             Assumptions([Assumption.parsed(text) for text in assumptions]),
         )
         self._twins = Twins(self._mode, self._recorder.note)
+        self._recorder.twin_of = self._twins.of
 
     def model(self, build: Callable[[], nn.Module]) -> nn.Module:
         """Built on the meta device, so that its weights take no memory, or for real where the builder needs their values."""
@@ -85,7 +86,7 @@ class SimulatedPlacement(Placement):
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        with self._mode, self._recorder, Kernels(self._card.compute_capability):
+        with self._mode, self._recorder, Kernels(self._card.compute_capability, self._known.value_of):
             yield
 
     def host(self) -> AbstractContextManager[object]:
