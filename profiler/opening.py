@@ -37,6 +37,10 @@ _SIMULATED = (
     "a simulated card: every number is predicted and none was measured, nothing is timed, and whether accumulation equals the "
     "whole batch is not checked: `microbatch check` does that on the CPU."
 )
+_SIMULATED_EAGER = (
+    "the model is compiled, and a simulated card runs it uncompiled: compiled models mostly take less memory, since what is fused "
+    "keeps nothing between its operations, and some take more."
+)
 
 
 @contextmanager
@@ -86,6 +90,8 @@ def open_prober(
             observe(Noted(text=_OWN_HEAP))
         if not device.computes and sizing:
             observe(Noted(text=_SIMULATED))
+            if inspection.compile:
+                observe(Noted(text=_SIMULATED_EAGER))
         timed_apart = bool(device.sizing_environment())
         prober = Prober(
             runner=runner,

@@ -17,7 +17,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from profiler.dry_run.attention import attention
+from profiler.dry_run.ctc import ctc_loss
 from profiler.dry_run.leaving import leaving
+from profiler.dry_run.named_devices import MOVES, on_host
 from profiler.dry_run.recurrent import Recurrent
 
 _aten = torch.ops.aten
@@ -40,11 +42,15 @@ class Kernels(TorchFunctionMode):
             torch.dropout: _dropout,
             functional.rms_norm: _rms_norm,
             torch.rms_norm: _rms_norm,
-            Tensor.cuda: lambda tensor, *_, **__: tensor,
+            **MOVES,
             functional.multi_head_attention_forward: self._seen(functional.multi_head_attention_forward),
+            # Checkpoints run forwards within backward, and functions of the user's their own backward.
             Tensor.backward: self._backward,
+            torch.autograd.backward: self._seen(torch.autograd.backward),
             torch.autograd.grad: self._seen(torch.autograd.grad),
             **Recurrent(value_of).rewrites(),
+            functional.ctc_loss: self._seen(functional.ctc_loss),
+            torch.ctc_loss: lambda *args, **kwargs: ctc_loss(value_of, *args, **kwargs),
             **leaving(value_of),
         }
 
@@ -54,17 +60,25 @@ class Kernels(TorchFunctionMode):
         kwargs = kwargs or {}
         if torch.is_autocast_enabled("cpu") and func in _IN_FP32:
             args, kwargs = tree_map_only(Tensor, _widened, (args, kwargs))
-        if any(_is_cuda(value) for value in (*args, *kwargs.values())):
-            args, kwargs = tuple(map(_on_host, args)), {name: _on_host(value) for name, value in kwargs.items()}
+        args, kwargs = on_host(args, kwargs)
         rewrite = self._rewrites.get(func)
         return (rewrite or func)(*args, **kwargs)
 
+    def _backward(
+        self,
+        tensor: Tensor,
+        gradient: Any = None,
+        retain_graph: Any = None,
+        create_graph: bool = False,
+        inputs: Any = None,
+    ) -> None:
+        self._rewrites[torch.autograd.backward](tensor, gradient, retain_graph, create_graph, inputs=inputs)
+
     def _seen(self, function: Any) -> Callable[..., Any]:
         """`function` with what it calls rewritten too: torch leaves the mode while a function of Python's runs."""
-        # Without its question for modes, which would lead back here.
         body = FunctionType(
             function.__code__,
-            {**function.__globals__, "has_torch_function": lambda _: False},
+            {**function.__globals__, **_NO_MODES},
             argdefs=function.__defaults__,
         )
         body.__kwdefaults__ = function.__kwdefaults__
@@ -75,23 +89,11 @@ class Kernels(TorchFunctionMode):
 
         return run
 
-    def _backward(
-        self, tensor: Tensor, gradient: Any = None, retain_graph: Any = None, create_graph: bool = False, inputs: Any = None
-    ) -> None:
-        """Likewise, since checkpoints run forwards within it, and functions of the user's their own backward."""
-        with self:
-            torch.autograd.backward(tensor, gradient, retain_graph, create_graph, inputs=inputs)
 
-
-def _is_cuda(value: Any) -> bool:
-    return (isinstance(value, torch.device) and value.type == "cuda") or (
-        isinstance(value, str) and value.split(":")[0] == "cuda"
-    )
-
-
-def _on_host(value: Any) -> Any:
-    """The CPU, where fake tensors are, in the place of a GPU that is named."""
-    return torch.device("cpu") if _is_cuda(value) else value
+# A function of torch's asks for modes, which would lead back here.
+_NO_MODES = dict.fromkeys(
+    ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"), lambda *_: False
+)
 
 
 def _widened(tensor: Tensor) -> Tensor:

@@ -28,6 +28,6 @@ def leaving(value_of: Callable[[Tensor], Tensor | None]) -> dict[Any, Callable[.
 
     return {
         Tensor.numpy: lambda tensor, **options: known(tensor, "numpy").numpy(**options),
-        Tensor.__array__: lambda tensor, dtype=None: known(tensor, "numpy").__array__(dtype),  # type: ignore[no-untyped-call]  # torch's
+        Tensor.__array__: lambda tensor, dtype=None: known(tensor, "numpy").__array__(dtype),
         Tensor.__format__: as_text,
     }

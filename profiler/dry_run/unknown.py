@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,7 +22,8 @@ _OPTIMIZER_STEP = str(Path(_TORCH, "optim", "optimizer.py"))
 
 class Assumptions:
     """Answers by the user's assumptions; within an optimizer's step numbers are 1, as counters are after a first step, and no question is
-    true, such as whether gradients are infinite."""
+    true, such as whether gradients are infinite.
+    """
 
     def __init__(self, assumptions: Sequence[Assumption] = ()) -> None:
         self._assumptions = tuple(assumptions)
@@ -148,7 +149,11 @@ def _unique(assumed: Assumption, tensor: Tensor, *_: Any, **__: Any) -> tuple[Te
 
 
 def _unique_consecutive(
-    assumed: Assumption, tensor: Tensor, return_inverse: bool = False, return_counts: bool = False, dim: int | None = None
+    assumed: Assumption,
+    tensor: Tensor,
+    return_inverse: bool = False,
+    return_counts: bool = False,
+    dim: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if dim is None:
         return _unique(assumed, tensor)
