@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from profiler.dry_run.unknown import values_missing
 
@@ -26,8 +27,14 @@ def leaving(value_of: Callable[[Tensor], Tensor | None]) -> dict[Any, Callable[.
         """A number as `item` has it, which may be assumed."""
         return format(tensor.detach().item() if tensor.dim() == 0 else str(tensor), form)
 
+    def as_array(tensor: Tensor, dtype: Any = None) -> Any:
+        value = known(tensor, "numpy")
+        with _disable_current_modes():
+            array = value.clone().numpy()
+        return array if dtype is None else array.astype(dtype)
+
     return {
-        Tensor.numpy: lambda tensor, **options: known(tensor, "numpy").numpy(**options),
-        Tensor.__array__: lambda tensor, dtype=None: known(tensor, "numpy").__array__(dtype),
+        Tensor.numpy: lambda tensor, **_: as_array(tensor),
+        Tensor.__array__: as_array,
         Tensor.__format__: as_text,
     }

@@ -18,7 +18,7 @@ from profiler.dry_run.kernels import Kernels
 from profiler.dry_run.known import Known
 from profiler.dry_run.libraries import Libraries
 from profiler.dry_run.named_devices import NoGpu, autocast_on_host
-from profiler.dry_run.optimizers import as_on_gpu
+from profiler.dry_run.optimizers import as_on_gpu, of_twins
 from profiler.dry_run.recorder import Recorder, out_of_memory
 from profiler.dry_run.unknown import Assumptions
 from profiler.errors import WorkloadError
@@ -82,7 +82,7 @@ class SimulatedPlacement(Placement):
         return map_tensors(twin, batch)
 
     def optimizer(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-        return as_on_gpu(optimizer)
+        return as_on_gpu(of_twins(optimizer, self._twins))
 
     def compiled(self, model: nn.Module) -> nn.Module:
         """The model itself: what a compiler makes of it is not known without its kernels."""

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from profiler.devices import open_device
 from profiler.switches import Switches
@@ -76,7 +77,8 @@ def preserved(setting: Setting) -> Iterator[Setting]:
 
     That is: modules, parameters, buffers, gradients, requires_grad and train/eval modes of a live model; the state and
     settings of an optimizer that the workload hands out; random states of torch, CUDA, Python and NumPy; torch's global
-    switches; the current directory. Tensors are the same objects in the same memory. Attributes that a model keeps elsewhere are its own affair.
+    switches; the current directory. Tensors are the same objects in the same memory. The attributes of modules hold the same
+    objects; what happened inside of those is the model's own affair.
     """
     workload = setting.source.load()
     switches, records_gradients = Switches.of_caller(), torch.is_grad_enabled()
@@ -88,7 +90,10 @@ def preserved(setting: Setting) -> Iterator[Setting]:
         def optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
             own = list(parameters)
             given = workload.build_optimizer(own)
-            restore.callback(_optimizer_state(given, own))
+            with (
+                _disable_current_modes()
+            ):  # a simulated card's would make fake copies, and the caller's tensors are real
+                restore.callback(_optimizer_state(given, own))
             return given
 
         if workload.model_is_live:
@@ -119,16 +124,14 @@ def random_states_kept() -> Iterator[None]:
 
 def _model_state(model: nn.Module) -> Callable[[], None]:
     """A function that puts the model back; copies are kept in host memory, since the device's is being measured."""
-    modes = [(module, module.training) for module in model.modules()]
+    attributes = [(module.__dict__, dict(module.__dict__)) for module in model.modules()]
     members: list[tuple[dict[str, Any], dict[str, Any]]] = [
         (now, dict(now)) for module in model.modules() for now in (module._parameters, module._buffers, module._modules)
     ]
     tensors = [_tensor_state(tensor) for tensor in (*model.parameters(), *model.buffers())]
 
     def restore() -> None:
-        for module, mode in modes:
-            module.training = mode
-        for now, before in members:
+        for now, before in (*attributes, *members):
             now.clear()
             now.update(before)
         for restore_tensor in tensors:
