@@ -246,7 +246,7 @@ def simulated() -> Records:
 
     trials = tuple(map(predicted, records.trials))
     finding = replace(found(records), trials=trials)
-    return replace(records, run=run, finding=finding, throughput=(), soak=None)
+    return replace(records, run=run, finding=finding, throughput=())
 
 
 def test_a_simulated_card(golden: Callable[[str], None]) -> None:
