@@ -38,6 +38,10 @@ _SIMULATED = (
     "whole batch is not checked: `microbatch check` does that on the CPU."
 )
 _NO_WORKERS = "this system has no fork for workers: trials run in this process, which keeps no time limit and does not survive a crash."
+_SIMULATED_EAGER = (
+    "the model is compiled, and a simulated card runs it uncompiled: compiled models mostly take less memory, since what is fused "
+    "keeps nothing between its operations, and some take more."
+)
 
 
 @contextmanager
@@ -87,6 +91,8 @@ def open_prober(
             observe(Noted(text=_OWN_HEAP))
         if not device.computes and sizing:
             observe(Noted(text=_SIMULATED))
+            if inspection.compile:
+                observe(Noted(text=_SIMULATED_EAGER))
         timed_apart = bool(device.sizing_environment())
         prober = Prober(
             runner=runner,

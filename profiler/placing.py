@@ -33,6 +33,11 @@ class Placement:
         """The same optimizer, as it would be on the device."""
         return optimizer
 
+    def compiled(self, model: nn.Module) -> Callable[..., Any]:
+        """The model as `torch.compile` makes it."""
+        compiled: Callable[..., Any] = torch.compile(model)
+        return compiled
+
     def training(self) -> AbstractContextManager[object]:
         """What forwards, backwards and optimizer steps run in."""
         return nullcontext()

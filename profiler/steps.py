@@ -108,7 +108,7 @@ class Training:
             workload=workload,
             model=model,
             passes=Passes(
-                model=torch.compile(model) if workload.compile else model,
+                model=placement.compiled(model) if workload.compile else model,
                 loss=workload.loss,
                 device=device,
                 autocast_dtype=autocast_dtype(workload.precision),

@@ -9,13 +9,14 @@ from pathlib import Path
 from traceback import FrameSummary, StackSummary, TracebackException
 
 _OURS = str(Path(__file__).parent)
+_DRY_RUN = str(Path(_OURS, "dry_run"))
 _IMPORT_MACHINERY = str(Path(importlib.__file__).parent)
 
 
 def user_traceback(error: BaseException) -> str:
     """The traceback of `error` as text, without its leading frames of this package and of Python's import machinery.
 
-    The frames after the first foreign one all stay. An error without any frame of the user's, raised inside this
+    The frames after the first foreign one stay, but for those that only simulate a card. An error without any frame of the user's, raised inside this
     package or torch, keeps the whole traceback: there the caller's frames are what is left to read. The errors that it
     was raised from are treated alike.
     """
@@ -40,7 +41,17 @@ def _trimmed(report: TracebackException) -> StackSummary:
         return StackSummary.from_list([])  # the file and line stand in the error itself
     if all(_only_called(frame) or _is_torch(frame) for frame in frames):
         return report.stack
-    return StackSummary.from_list(frames[first:])
+    return StackSummary.from_list(_without_dry_runs(frames[first:]))
+
+
+def _without_dry_runs(frames: list[FrameSummary]) -> list[FrameSummary]:
+    """`frames` but for those in which a simulated card stands for a kernel: from its first one to the next of the user's."""
+    kept, inside = [], False
+    for frame in frames:
+        inside = _is_in(frame, _DRY_RUN) or (inside and (_only_called(frame) or _is_torch(frame)))
+        if not inside:
+            kept.append(frame)
+    return kept
 
 
 def _is_syntax_error(report: TracebackException) -> bool:

@@ -156,9 +156,10 @@ def plan_lines(plan: AccumulationPlan, run: RunInfo, soak: Soak | None = None) -
     yield f"  weight of each one's loss           {', '.join(weights)}"
     if plan.peak_bytes is not None:
         share = plan.peak_bytes / run.capacity_bytes
+        how = "predicted over {} optimizer steps    " if is_simulated(run) else "measured over {} optimizer steps     "
         yield (
-            f"  {'predicted' if is_simulated(run) else 'measured'} over {plan.verified_steps} optimizer steps     peak {format_bytes(plan.peak_bytes)}, {share:.0%} of the "
-            "capacity" + (f"; {format_seconds(plan.step_seconds)} a step" if plan.step_seconds is not None else "")
+            f"  {how.format(plan.verified_steps)}peak {format_bytes(plan.peak_bytes)}, {share:.0%} of the capacity"
+            + (f"; {format_seconds(plan.step_seconds)} a step" if plan.step_seconds is not None else "")
         )
     if soak is not None:
         yield from soak_lines(soak, run.capacity_bytes)

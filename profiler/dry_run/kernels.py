@@ -17,6 +17,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from profiler.dry_run.attention import attention
+from profiler.dry_run.ctc import ctc_loss
+from profiler.dry_run.leaving import leaving
+from profiler.dry_run.named_devices import MOVES, on_host
+from profiler.dry_run.recurrent import Recurrent
 
 _aten = torch.ops.aten
 
@@ -24,10 +28,11 @@ _aten = torch.ops.aten
 class Kernels(TorchFunctionMode):
     """Runs, for each function of torch that is called, what CUDA would run for it.
 
-    compute_capability: the card's, by which attention kernels are chosen.
+    compute_capability: the card's, by which attention kernels are chosen. value_of: the values of a tensor, as they are, None
+    where nobody has them.
     """
 
-    def __init__(self, compute_capability: tuple[int, int]) -> None:
+    def __init__(self, compute_capability: tuple[int, int], value_of: Callable[[Tensor], Tensor | None]) -> None:
         super().__init__()
         self._rewrites: dict[Any, Callable[..., Any]] = {
             functional.scaled_dot_product_attention: lambda *args, **kwargs: attention(
@@ -37,9 +42,16 @@ class Kernels(TorchFunctionMode):
             torch.dropout: _dropout,
             functional.rms_norm: _rms_norm,
             torch.rms_norm: _rms_norm,
-            torch.lstm: _lstm,
-            torch.gru: _gru,
-            functional.multi_head_attention_forward: self._multi_head_attention,
+            **MOVES,
+            functional.multi_head_attention_forward: self._seen(functional.multi_head_attention_forward),
+            # Checkpoints run forwards within backward, and functions of the user's their own backward.
+            Tensor.backward: self._backward,
+            torch.autograd.backward: self._seen(torch.autograd.backward),
+            torch.autograd.grad: self._seen(torch.autograd.grad),
+            **Recurrent(value_of).rewrites(),
+            functional.ctc_loss: self._seen(functional.ctc_loss),
+            torch.ctc_loss: lambda *args, **kwargs: ctc_loss(value_of, *args, **kwargs),
+            **leaving(value_of),
         }
 
     def __torch_function__(
@@ -48,20 +60,39 @@ class Kernels(TorchFunctionMode):
         kwargs = kwargs or {}
         if torch.is_autocast_enabled("cpu") and func in _IN_FP32:
             args, kwargs = tree_map_only(Tensor, _widened, (args, kwargs))
+        args, kwargs = on_host(args, kwargs)
         rewrite = self._rewrites.get(func)
         return (rewrite or func)(*args, **kwargs)
 
-    def _multi_head_attention(self, *args: Any, **kwargs: Any) -> Any:
-        """The function itself, with what it calls rewritten too: torch leaves the mode while a function of Python's runs."""
-        with self:
-            return _MULTI_HEAD_ATTENTION(*args, **kwargs)
+    def _backward(
+        self,
+        tensor: Tensor,
+        gradient: Any = None,
+        retain_graph: Any = None,
+        create_graph: bool = False,
+        inputs: Any = None,
+    ) -> None:
+        self._rewrites[torch.autograd.backward](tensor, gradient, retain_graph, create_graph, inputs=inputs)
+
+    def _seen(self, function: Any) -> Callable[..., Any]:
+        """`function` with what it calls rewritten too: torch leaves the mode while a function of Python's runs."""
+        body = FunctionType(
+            function.__code__,
+            {**function.__globals__, **_NO_MODES},
+            argdefs=function.__defaults__,
+        )
+        body.__kwdefaults__ = function.__kwdefaults__
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with self:
+                return body(*args, **kwargs)
+
+        return run
 
 
-# Without its question for modes, which would lead back here.
-_MULTI_HEAD_ATTENTION = FunctionType(
-    functional.multi_head_attention_forward.__code__,
-    {**functional.multi_head_attention_forward.__globals__, "has_torch_function": lambda _: False},
-    argdefs=functional.multi_head_attention_forward.__defaults__,
+# A function of torch's asks for modes, which would lead back here.
+_NO_MODES = dict.fromkeys(
+    ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"), lambda *_: False
 )
 
 
@@ -87,56 +118,6 @@ def _rms_norm(
     """One kernel that keeps one number a row, from torch 2.9 on."""
     normed: Tensor = _aten._fused_rms_norm(input, list(normalized_shape), weight, eps)[0]
     return normed
-
-
-_MODES = {"lstm": 2, "gru": 3}
-
-
-def _lstm(*args: Any) -> Any:
-    if isinstance(args[3], bool):  # input, hx, params, has_biases, ...
-        return _rnn("lstm", *args)
-    return _packed_rnn("lstm", *args)
-
-
-def _gru(*args: Any) -> Any:
-    if isinstance(args[3], bool):
-        return _rnn("gru", *args)
-    return _packed_rnn("gru", *args)
-
-
-def _rnn(
-    kind: str, input: Tensor, hidden: Any, weights: list[Tensor], has_biases: bool, layers: int, dropout: float,
-    train: bool, bidirectional: bool, batch_first: bool,
-) -> Any:  # fmt: skip
-    return _cudnn_rnn(kind, input, hidden, weights, has_biases, layers, dropout, train, bidirectional, batch_first, [])
-
-
-def _packed_rnn(
-    kind: str, input: Tensor, batch_sizes: Tensor, hidden: Any, weights: list[Tensor], has_biases: bool, layers: int,
-    dropout: float, train: bool, bidirectional: bool,
-) -> Any:  # fmt: skip
-    sizes = batch_sizes.tolist()
-    return _cudnn_rnn(kind, input, hidden, weights, has_biases, layers, dropout, train, bidirectional, False, sizes)
-
-
-def _cudnn_rnn(
-    kind: str, input: Tensor, hidden: Any, weights: list[Tensor], has_biases: bool, layers: int, dropout: float,
-    train: bool, bidirectional: bool, batch_first: bool, batch_sizes: list[int],
-) -> Any:  # fmt: skip
-    """As torch calls `_cudnn_rnn` (RNN.cpp): outputs, the states, a reserve space that backward needs, and the weights in one buffer."""
-    states: tuple[Tensor, ...] = tuple(hidden) if kind == "lstm" else (hidden,)
-    hx = states[0]
-    hidden_size = weights[1].shape[1] if kind == "gru" else states[-1].shape[-1]
-    projection = hx.shape[-1] if kind == "lstm" and hx.shape[-1] != hidden_size else 0
-    dropout_state = input.new_empty((0,), dtype=torch.uint8) if dropout > 0 and train else None
-    source = input.transpose(0, 1) if batch_first and not batch_sizes else input
-    per_layer = len(weights) // (layers * (2 if bidirectional else 1))
-    output, new_hx, new_cx, _, _ = _aten._cudnn_rnn(
-        source, weights, per_layer, None, hx, states[1] if kind == "lstm" else None, _MODES[kind], hidden_size, projection,
-        layers, False, dropout, train, bidirectional, batch_sizes, dropout_state,
-    )  # fmt: skip
-    output = output.transpose(0, 1) if batch_first and not batch_sizes else output
-    return (output, new_hx, new_cx) if kind == "lstm" else (output, new_hx)
 
 
 # autocast_mode.h, AT_FORALL_FP32, _FP32_SET_OPT_DTYPE and _DIFFERENT_REDISPATCH_SIGNATURE, as Python calls them.

@@ -39,6 +39,13 @@ class Known:
             with _disable_current_modes():
                 setattr(fake, _VALUE, real.detach().clone())
 
+    def value_of(self, tensor: Tensor) -> Tensor | None:
+        """The values of `tensor`, which are not to be changed; None where nobody has them."""
+        if not isinstance(tensor, FakeTensor):
+            return tensor
+        value: Tensor | None = getattr(tensor, _VALUE, None)
+        return None if value is None or value.untyped_storage()._cdata in self._stale else value
+
     def result_of(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What `func` gives where that is known, as fake tensors or a number, else None.
 
@@ -46,7 +53,7 @@ class Known:
         """
         if func is _INDEX:
             return self._indexed(*args)
-        if any(self._value(tensor) is None for tensor in tensors_in((args, kwargs))):
+        if any(self.value_of(tensor) is None for tensor in tensors_in((args, kwargs))):
             return None
         return tree_map_only(Tensor, self._twin, self._computed(func, args, kwargs))
 
@@ -57,7 +64,7 @@ class Known:
             if index is None or index.dtype not in (torch.bool, torch.uint8):
                 places.append(index)
                 continue
-            if self._value(index) is None:
+            if self.value_of(index) is None:
                 return None
             places += self._twin(self._computed(torch.ops.aten.nonzero.default, (index,), {})).unbind(1)
         result: Tensor = _INDEX(tensor, places)
@@ -74,11 +81,11 @@ class Known:
             return
         inputs = list(tensors_in((args, kwargs)))
         outputs = list(tensors_in(result))
-        known = all(self._value(tensor) is not None for tensor in inputs)
+        known = all(self.value_of(tensor) is not None for tensor in inputs)
         written = _written(func, args, kwargs)
         if not known or not all(_is_carried(tensor) for tensor in outputs) or not (outputs or written):
             for tensor in written:
-                value = self._value(tensor)
+                value = self.value_of(tensor)
                 if value is not None:
                     self._stale.add(value.untyped_storage()._cdata)
             return
@@ -86,15 +93,9 @@ class Known:
         for fake, real in zip(outputs, values, strict=True):
             setattr(fake, _VALUE, real)
 
-    def _value(self, tensor: Tensor) -> Tensor | None:
-        if not isinstance(tensor, FakeTensor):
-            return tensor
-        value: Tensor | None = getattr(tensor, _VALUE, None)
-        return None if value is None or value.untyped_storage()._cdata in self._stale else value
-
     def _computed(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         with _disable_current_modes(), torch.no_grad():
-            real_args, real_kwargs = tree_map_only(Tensor, self._value, (args, kwargs))
+            real_args, real_kwargs = tree_map_only(Tensor, self.value_of, (args, kwargs))
             return func(*real_args, **real_kwargs)
 
 

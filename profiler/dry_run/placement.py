@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import _disable_current_modes
 
 from profiler.batches import map_tensors
@@ -16,8 +17,11 @@ from profiler.dry_run.fakes import Twins, make_fake
 from profiler.dry_run.kernels import Kernels
 from profiler.dry_run.known import Known
 from profiler.dry_run.libraries import Libraries
+from profiler.dry_run.named_devices import NoGpu, autocast_on_host
+from profiler.dry_run.optimizers import as_on_gpu, of_twins
 from profiler.dry_run.recorder import Recorder, out_of_memory
 from profiler.dry_run.unknown import Assumptions
+from profiler.errors import WorkloadError
 from profiler.placing import Placement
 from profiler.simulation.allocator import CachingAllocator
 from profiler.simulation.assumption import Assumption
@@ -58,15 +62,21 @@ class SimulatedPlacement(Placement):
             Assumptions([Assumption.parsed(text) for text in assumptions]),
         )
         self._twins = Twins(self._mode, self._recorder.note)
+        self._recorder.twin_of = self._twins.of
 
     def model(self, build: Callable[[], nn.Module]) -> nn.Module:
         """Built on the meta device, so that its weights take no memory, or for real where the builder needs their values."""
         try:
-            with torch.device("meta"):
+            with torch.device("meta"), NoGpu():
                 model = build()
         except Exception:  # whatever the user's builder raises there, it raises below too if it is its own
-            model = build()
+            with NoGpu():
+                model = build()
+        _check_shapes(model)
+        real = [buffer for buffer in model.buffers() if not buffer.is_meta]
         make_fake(model, self._twins)
+        for buffer in real:
+            self._known.tell(self._twins.of(buffer), buffer)
         return model
 
     def batch(self, batch: Any) -> Any:
@@ -78,24 +88,35 @@ class SimulatedPlacement(Placement):
         return map_tensors(twin, batch)
 
     def optimizer(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-        """With the multi-tensor implementation where the choice is torch's, which takes it for parameters on a GPU."""
-        for group in optimizer.param_groups:
-            if (
-                "foreach" in group
-                and group["foreach"] is None
-                and not group.get("fused")
-                and not group.get("differentiable")
-            ):
-                group["foreach"] = True
-        return optimizer
+        return as_on_gpu(of_twins(optimizer, self._twins))
+
+    def compiled(self, model: nn.Module) -> nn.Module:
+        """The model itself: what a compiler makes of it is not known without its kernels."""
+        return model
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        with self._mode, self._recorder, Kernels(self._card.compute_capability):
+        with (
+            autocast_on_host(),
+            self._mode,
+            self._recorder,
+            Kernels(self._card.compute_capability, self._known.value_of),
+        ):
             yield
 
-    def host(self) -> AbstractContextManager[object]:
-        return _disable_current_modes()
+    @contextmanager
+    def host(self) -> Iterator[None]:
+        with _disable_current_modes(), NoGpu():
+            yield
+
+
+def _check_shapes(model: nn.Module) -> None:
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise WorkloadError(
+                f"{name} has no shape yet, as lazy modules have until their first forward: run one on a small batch where the "
+                "model is built, or give the layer its sizes."
+            )
 
 
 def _this_torch() -> tuple[int, int]:

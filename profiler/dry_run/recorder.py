@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedOperatorException,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from profiler.dry_run.known import Known, tensors_in
 from profiler.dry_run.libraries import Libraries
-from profiler.dry_run.unknown import Assumptions
+from profiler.dry_run.unknown import Assumptions, shapes_missing
+from profiler.dry_run.unshaped import WITHOUT_SHAPES
 from profiler.simulation.ledger import Ledger
 from profiler.units import format_bytes
 
@@ -27,10 +33,13 @@ class Recorder(TorchDispatchMode):
 
     Entered after (so above) the FakeTensorMode. Storages are known by their identity, and leave when the last tensor and
     the last graph that hold them do. libraries: what cuBLAS and cuDNN take beside the outputs. known: values that are
-    carried along because they cost nothing. assumptions: the answer where an operation needs a value that nobody has.
+    carried along because they cost nothing. assumptions: the answer where an operation needs a value that nobody has. twin_of:
+    the fake twin of a tensor on the meta device.
 
     Raises what the ledger raises where the card is full, and what `assumptions` raises.
     """
+
+    twin_of: Callable[[Tensor], Tensor]
 
     def __init__(self, ledger: Ledger, libraries: Libraries, known: Known, assumptions: Assumptions) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's
@@ -42,13 +51,8 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
-        try:
-            result = func(*args, **kwargs)
-        except (DataDependentOutputException, DynamicOutputShapeException):
-            result = self._known.result_of(func, args, kwargs)
-            if result is None:
-                result = self._assumptions.result_of(func, args, kwargs)
+        args, kwargs = self._on_card(args), self._on_card(kwargs or {})
+        result = self._result_of(func, args, kwargs)
         result = self._libraries.completed(func, args, result)
         on_host = func in _HOST
         for tensor in tensors_in(result):
@@ -57,8 +61,29 @@ class Recorder(TorchDispatchMode):
         self._known.follow(func, args, kwargs, result)
         return result
 
+    def _on_card(self, nest: Any) -> Any:
+        """`nest` with twins in the place of tensors on the meta device, which a model that was built there keeps for itself."""
+        if any(tensor.device.type == "meta" for tensor in tensors_in(nest)):
+            return tree_map_only(Tensor, lambda tensor: self.twin_of(tensor) if tensor.is_meta else tensor, nest)
+        return nest
+
+    def _result_of(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if func in WITHOUT_SHAPES:
+            return WITHOUT_SHAPES[func](*args, **kwargs)
+        try:
+            return func(*args, **kwargs)
+        except (DataDependentOutputException, DynamicOutputShapeException):
+            result = self._known.result_of(func, args, kwargs)
+            return self._assumptions.result_of(func, args, kwargs) if result is None else result
+        except UnsupportedOperatorException as error:
+            raise shapes_missing(func) from error
+
     def note(self, tensor: Tensor, *, on_host: bool = False) -> None:
         """Tell the ledger of the storage of `tensor` if it is new, or has another size than it had."""
+        if (
+            tensor.layout is not torch.strided
+        ):  # sparse: its indices and values have storages, which were made before it
+            return
         storage = tensor.untyped_storage()
         key, size_bytes = storage._cdata, storage.nbytes()
         if key not in self._numbers:

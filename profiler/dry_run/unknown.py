@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,7 +21,9 @@ _OPTIMIZER_STEP = str(Path(_TORCH, "optim", "optimizer.py"))
 
 
 class Assumptions:
-    """Answers by the user's assumptions; within an optimizer's step every number is 1, as counters are after a first step."""
+    """Answers by the user's assumptions; within an optimizer's step numbers are 1, as counters are after a first step, and no question is
+    true, such as whether gradients are infinite.
+    """
 
     def __init__(self, assumptions: Sequence[Assumption] = ()) -> None:
         self._assumptions = tuple(assumptions)
@@ -30,21 +32,32 @@ class Assumptions:
         """What `func` is assumed to give; WorkloadError, which names the line and what to do, where nothing is."""
         frames = list(_frames())
         if func in _NUMBERS and any(frame.f_code.co_filename == _OPTIMIZER_STEP for frame in frames):
-            return _NUMBERS[func](args[0], 1.0)
-        where = next((frame for frame in frames if not _is_ours_or_torchs(frame.f_code.co_filename)), None)
-        file, line = ("", 0) if where is None else (where.f_code.co_filename, where.f_lineno)
+            return _NUMBERS[func](args[0], 0.0 if _is_truth(func, args[0]) else 1.0)
+        if func not in _NUMBERS and func not in _SELECTIONS:
+            raise values_missing(_name_of(func))
+        file, line = _users_line(frames)
         assumed = next((each for each in self._assumptions if each.is_of(file, line)), None)
         if assumed is None:
-            raise WorkloadError(_unknown(func, file, line))
+            raise WorkloadError(_unknown(func, args[0], file, line))
         if func in _NUMBERS:
             return _NUMBERS[func](args[0], assumed.value)
-        select = _SELECTIONS.get(func)
-        if select is None:
-            raise WorkloadError(
-                f"{func} at {file}:{line} depends on values, and no assumption can stand for what it gives: change the line, "
-                "or probe on a real device."
-            )
-        return select(assumed, *args, **kwargs)
+        return _SELECTIONS[func](assumed, *args, **kwargs)
+
+
+def values_missing(name: str) -> WorkloadError:
+    """The error that `name`, which no assumption can stand for, needs values; it names the user's line."""
+    return WorkloadError(
+        f"{_place(*_users_line(_frames()))} needs the values of tensors ({name}), on a simulated card nothing is computed, and no "
+        "assumption can stand for them: change the line, or probe on a real device."
+    )
+
+
+def shapes_missing(func: Any) -> WorkloadError:
+    """The error that nobody knows the shapes that `func` gives; it names the user's line."""
+    return WorkloadError(
+        f"{_place(*_users_line(_frames()))} runs {_name_of(func)}, of which torch cannot tell what it gives without computing "
+        "it, and on a simulated card nothing is computed: change the line, or probe on a real device."
+    )
 
 
 def _frames() -> Iterator[FrameType]:
@@ -54,19 +67,40 @@ def _frames() -> Iterator[FrameType]:
         frame = frame.f_back
 
 
+def _users_line(frames: Iterable[FrameType]) -> tuple[str, int]:
+    """The file and line of the innermost frame that is neither ours nor torch's; "" and 0 where there is none."""
+    where = next((frame for frame in frames if not _is_ours_or_torchs(frame.f_code.co_filename)), None)
+    return ("", 0) if where is None else (where.f_code.co_filename, where.f_lineno)
+
+
+def _place(file: str, line: int) -> str:
+    return f"{file}:{line}" if file else "an operation"
+
+
+def _name_of(func: Any) -> str:
+    return str(func).removeprefix("aten.").split(".")[0]
+
+
 def _is_ours_or_torchs(file: str) -> bool:
     return file.startswith((_TORCH, _OURS, "<"))
 
 
-def _unknown(func: Any, file: str, line: int) -> str:
-    name = str(func).removeprefix("aten.").split(".")[0]
-    place = f"{file}:{line}" if file else "an operation"
+def _unknown(func: Any, tensor: Tensor, file: str, line: int) -> str:
     hint = f"{Path(file).name}:{line}" if file else "FILE:LINE"
-    gives = "=N for the number it gives" if func in _NUMBERS else "=N for how many elements it selects, or =P% of them"
+    if func not in _NUMBERS:
+        gives = "=N for how many elements it selects, or =P% of them"
+    elif _is_truth(func, tensor):
+        gives = "=1 for true or =0 for false"
+    else:
+        gives = "=N for the number it gives"
     return (
-        f"{place} needs the values of tensors ({name}), and on a simulated card nothing is computed: say what to assume "
-        f"there with --assume {hint}{gives}, change the line, or probe on a real device."
+        f"{_place(file, line)} needs the values of tensors ({_name_of(func)}), and on a simulated card nothing is computed: say "
+        f"what to assume there with --assume {hint}{gives}, change the line, or probe on a real device."
     )
+
+
+def _is_truth(func: Any, tensor: Tensor) -> bool:
+    return func in _TRUTHS or tensor.dtype == torch.bool
 
 
 def _number(tensor: Tensor, value: float) -> Any:
@@ -75,11 +109,11 @@ def _number(tensor: Tensor, value: float) -> Any:
     return value if tensor.dtype.is_floating_point else int(value)
 
 
+_TRUTHS = frozenset({_aten.is_nonzero.default, _aten.equal.default, _aten.allclose.default})
 _NUMBERS: dict[Any, Any] = {
     _aten._local_scalar_dense.default: _number,
     _aten.item.default: _number,
-    _aten.is_nonzero.default: lambda tensor, value: bool(value),
-    _aten.equal.default: lambda tensor, value: bool(value),
+    **dict.fromkeys(_TRUTHS, lambda _, value: bool(value)),
 }
 
 
@@ -114,9 +148,45 @@ def _unique(assumed: Assumption, tensor: Tensor, *_: Any, **__: Any) -> tuple[Te
     return tensor.new_empty((count,)), tensor.new_empty(tensor.shape, dtype=torch.int64), counts
 
 
+def _unique_consecutive(
+    assumed: Assumption,
+    tensor: Tensor,
+    return_inverse: bool = False,
+    return_counts: bool = False,
+    dim: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    if dim is None:
+        return _unique(assumed, tensor)
+    return _unique_dim(assumed, tensor, dim)
+
+
+def _unique_dim(assumed: Assumption, tensor: Tensor, dim: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor, Tensor]:
+    shape = list(tensor.shape)
+    inverse = tensor.new_empty((shape[dim],), dtype=torch.int64)
+    shape[dim] = _count(assumed, shape[dim])
+    return tensor.new_empty(shape), inverse, tensor.new_empty((shape[dim],), dtype=torch.int64)
+
+
+def _bincount(assumed: Assumption, tensor: Tensor, weights: Tensor | None = None, minlength: int = 0) -> Tensor:
+    bins = max(minlength, int(assumed.value * (tensor.numel() if assumed.share else 1)))
+    if weights is None:
+        return tensor.new_empty((bins,), dtype=torch.int64)
+    return tensor.new_empty((bins,), dtype=weights.dtype if weights.dtype == torch.float32 else torch.float64)
+
+
+def _repeat_interleave(assumed: Assumption, repeats: Tensor, *, output_size: int | None = None) -> Tensor:
+    """Places of which there may be more than repeats."""
+    rows = int(assumed.value * (repeats.numel() if assumed.share else 1))
+    return repeats.new_empty((rows if output_size is None else output_size,), dtype=torch.int64)
+
+
 _SELECTIONS: dict[Any, Any] = {
     _aten.nonzero.default: _nonzero,
     _aten.masked_select.default: _masked_select,
     _aten.index.Tensor: _index,
     _aten._unique2.default: _unique,
+    _aten.unique_dim.default: _unique_dim,
+    _aten.unique_consecutive.default: _unique_consecutive,
+    _aten.bincount.default: _bincount,
+    _aten.repeat_interleave.Tensor: _repeat_interleave,
 }

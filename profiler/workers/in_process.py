@@ -12,8 +12,11 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from profiler.devices import open_device
+from profiler.nests import leaves_of
 from profiler.switches import Switches
 from profiler.trial import Done, Failed, Setting, release
 from profiler.workload import Workload
@@ -76,7 +79,8 @@ def preserved(setting: Setting) -> Iterator[Setting]:
 
     That is: modules, parameters, buffers, gradients, requires_grad and train/eval modes of a live model; the state and
     settings of an optimizer that the workload hands out; random states of torch, CUDA, Python and NumPy; torch's global
-    switches; the current directory. Tensors are the same objects in the same memory. Attributes that a model keeps elsewhere are its own affair.
+    switches; the current directory. Tensors are the same objects in the same memory. Attributes that a model keeps
+    elsewhere are its own affair, but no tensor of a simulated card stays in one.
     """
     workload = setting.source.load()
     switches, records_gradients = Switches.of_caller(), torch.is_grad_enabled()
@@ -88,7 +92,10 @@ def preserved(setting: Setting) -> Iterator[Setting]:
         def optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
             own = list(parameters)
             given = workload.build_optimizer(own)
-            restore.callback(_optimizer_state(given, own))
+            with (
+                _disable_current_modes()
+            ):  # a simulated card's would make fake copies, and the caller's tensors are real
+                restore.callback(_optimizer_state(given, own))
             return given
 
         if workload.model_is_live:
@@ -120,6 +127,7 @@ def random_states_kept() -> Iterator[None]:
 def _model_state(model: nn.Module) -> Callable[[], None]:
     """A function that puts the model back; copies are kept in host memory, since the device's is being measured."""
     modes = [(module, module.training) for module in model.modules()]
+    attributes = [(module.__dict__, dict(module.__dict__)) for module in model.modules()]
     members: list[tuple[dict[str, Any], dict[str, Any]]] = [
         (now, dict(now)) for module in model.modules() for now in (module._parameters, module._buffers, module._modules)
     ]
@@ -128,6 +136,8 @@ def _model_state(model: nn.Module) -> Callable[[], None]:
     def restore() -> None:
         for module, mode in modes:
             module.training = mode
+        for now, before in attributes:
+            _without_fakes(now, before)
         for now, before in members:
             now.clear()
             now.update(before)
@@ -135,6 +145,15 @@ def _model_state(model: nn.Module) -> Callable[[], None]:
             restore_tensor()
 
     return restore
+
+
+def _without_fakes(now: dict[str, Any], before: dict[str, Any]) -> None:
+    """Puts back the attributes that hold a simulated card's tensors: nn.LSTM keeps its weights in a list as well."""
+    for name in [name for name, value in now.items() if any(isinstance(leaf, FakeTensor) for leaf in leaves_of(value))]:
+        if name in before:
+            now[name] = before[name]
+        else:
+            del now[name]
 
 
 def _tensor_state(tensor: Tensor) -> Callable[[], None]:

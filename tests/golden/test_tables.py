@@ -10,7 +10,7 @@ from sample_checks import equal_check, unequal_check
 from sample_records import SHAPES, evaluated, evaluated_alone, fast_small, gpu, nothing_fits, resnet
 from sample_soaks import on_a_gpu, on_the_cpu, out_of_memory
 
-from profiler.commands.devices import devices_table
+from profiler.commands.devices import cards_table, devices_table
 from profiler.commands.progress import describe
 from profiler.commands.tables import (
     comparison_table,
@@ -26,8 +26,9 @@ from profiler.outcomes import Finding, Fits, Refused, Trial
 from profiler.plan import AccumulationPlan
 from profiler.records import Records
 from profiler.report import Report
+from profiler.simulation.cards import catalogue
 from profiler.soak import Soak, SoakFailure
-from profiler.units import GIB
+from profiler.units import GIB, MIB
 
 WIDTH = 100
 ALL = {**SHAPES, "nothing_fits": nothing_fits}
@@ -231,3 +232,34 @@ def test_progress(name: str, golden: Callable[[str], None]) -> None:
     records = ALL[name]()
     told = [describe(event, records.run.capacity_bytes) for event in events(records)]
     golden(lines(line for line in told if line is not None))
+
+
+def simulated() -> Records:
+    """A probe of a card that is not here: the least capacity of each size is known, and no time."""
+    records = gpu()
+    run = replace(records.run, device="sim:rtx4090")
+
+    def predicted(trial: Trial) -> Trial:
+        if not isinstance(trial.outcome, Fits):
+            return trial
+        return replace(trial, outcome=replace(trial.outcome, least_capacity_bytes=trial.outcome.peak_bytes - 2 * MIB))
+
+    trials = tuple(map(predicted, records.trials))
+    finding = replace(found(records), trials=trials)
+    return replace(records, run=run, finding=finding, throughput=())
+
+
+def test_a_simulated_card(golden: Callable[[str], None]) -> None:
+    records, to = simulated(), console()
+    sizes_table(report_of(records)).print(to)
+    print_lines(to, finding_lines(found(records), simulated=True))
+    if records.plan is not None:
+        print_lines(to, plan_lines(records.plan, records.run))
+    comparison_table(records.comparison, records.run.capacity_bytes, simulated=True).print(to)
+    golden(printed(to))
+
+
+def test_cards_that_can_be_simulated(golden: Callable[[str], None]) -> None:
+    to = console()
+    cards_table(tuple(catalogue()[name] for name in ("rtx4090", "a100-80gb"))).print(to)
+    golden(printed(to))
