@@ -2,6 +2,8 @@
 
 Every workload is searched, then the certifying pair is run again three times (its median is the least possible), then the
 maximum is found by doubling and bisection, which trusts nothing but trials; all in fresh workers of one run, on the CPU.
+Then two sizes, the answer and half of it, are dry runs on a simulated card: what the small sizes of a search would have to
+cost more than, for a dry run to be worth its while as the first guess.
 Writes results/search_cost_cpu/: table.csv, environment.json, command.txt.
 
     python -m benchmarks.search_cost [--memory-limit 512MiB] [TARGET ...]
@@ -24,14 +26,20 @@ from profiler.options import Options
 from profiler.outcomes import Finding
 from profiler.prober import Prober
 
-TARGETS = ("digits-cnn", "digits-resnet", "text-gpt", "benchmarks/workloads.py:wide_mlp")
+TARGETS = (
+    *("digits-cnn", "digits-resnet", "text-gpt"),
+    *("benchmarks/workloads.py:wide_mlp", "benchmarks/workloads.py:recommender"),
+)
 REPEATS = 3
 FOLDER = Path("results/search_cost_cpu")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """One workload: answers of both searches, their seconds, trials and out-of-memory events, and the least possible."""
+    """One workload: answers of both searches, their seconds, trials and out-of-memory events, and the least possible.
+
+    small_sizes_seconds: of the search, its trials below half of the answer. dry_runs_seconds: of two dry runs.
+    """
 
     workload: str
     capacity_bytes: int
@@ -47,6 +55,8 @@ class Cost:
     bisection_trials: int
     bisection_out_of_memory: int
     bisection_over_search: float
+    small_sizes_seconds: float
+    dry_runs_seconds: float
     sizes_tried: str
 
 
@@ -65,7 +75,8 @@ def main() -> None:
         print(
             f"{cost.workload}: {cost.largest_fit} (bisection {cost.bisection_largest_fit}); least {cost.least_seconds:.2f} s, "
             f"search {cost.search_over_least:.2f} x, {cost.search_trials} trials, {cost.search_out_of_memory} out of memory; "
-            f"bisection {cost.bisection_over_least:.2f} x, {cost.bisection_trials} trials; tried {cost.sizes_tried}",
+            f"bisection {cost.bisection_over_least:.2f} x, {cost.bisection_trials} trials; small sizes "
+            f"{cost.small_sizes_seconds:.2f} s, two dry runs {cost.dry_runs_seconds:.2f} s; tried {cost.sizes_tried}",
             flush=True,
         )
     write(costs, environment, arguments.output, arguments.memory_limit)
@@ -100,6 +111,10 @@ def measure(target: str, memory_limit: str) -> tuple[Cost, dict[str, str]]:
             bisection_trials=len(prober.trials),
             bisection_out_of_memory=sum(not trial.fits for trial in prober.trials.values()),
             bisection_over_search=bisection_seconds / search_seconds,
+            small_sizes_seconds=sum(
+                trial.outcome.seconds for trial in finding.trials if 2 * trial.micro_batch_size < finding.largest_fit
+            ),
+            dry_runs_seconds=_dry_seconds(target, (finding.largest_fit, finding.largest_fit // 2)),
             sizes_tried=" ".join(f"{trial.micro_batch_size}{'' if trial.fits else '!'}" for trial in finding.trials),
         )
         return cost, dict(run.environment)
@@ -113,6 +128,15 @@ def _pair_seconds(prober: Prober, largest_fit: int, smallest_misfit: int) -> flo
     for size in (largest_fit, smallest_misfit):
         prober.try_size(size, "the certifying pair")
     return time.monotonic() - start
+
+
+def _dry_seconds(target: str, sizes: tuple[int, ...]) -> float:
+    """Seconds of dry runs of `sizes`, once a worker can be forked."""
+    with open_prober(target, Options(device="sim:80GiB"), unobserved) as (prober, _):
+        start = time.monotonic()
+        for size in sizes:
+            prober.try_size(size, "a dry run")
+        return time.monotonic() - start
 
 
 def _bisect(prober: Prober) -> int:
