@@ -28,7 +28,7 @@ TORCH = (2, 6)
 IMAGE, TOKENS = 86, 128
 # Where gradients are set to None: first of all, between forward and backward, last of all.
 FIRST, BETWEEN, LAST = 0, 1, 2
-# What those machines used for other purposes all the time: a display on the RTX 4060's.
+# What those machines used for other purposes all the time, by constants in the authors' code: a display on the RTX 4060's.
 _OTHERS_BYTES = {"NVIDIA GeForce RTX 4060": 280 * MIB, "NVIDIA GeForce RTX 3060": 15 * MIB}
 Optimizer = torch.optim.Optimizer
 

@@ -148,14 +148,19 @@ def _run(line: Mapping[str, str]) -> Run:
 def constants(runs: Sequence[Run], simulated: Sequence[Simulated]) -> dict[str, int]:
     """For each card, the median of what was measured beyond the simulated peak, over runs of the part that is fitted.
 
-    It stands for what the driver loads later, so it is never below 0.
+    It stands for what the driver loads later, so it is never below 0; and 0 where the runs are of one model alone, whose
+    constant it would be.
     """
     residuals: dict[str, list[int]] = {}
+    models: dict[str, set[str]] = {}
     for run, result in zip(runs, simulated, strict=True):
         residuals.setdefault(run.gpu, [])
         if run.part == FIT and not run.real_oom:
             residuals[run.gpu].append(run.ground_bytes - result.peak_bytes)
-    return {gpu: max(0, round(median(values))) if values else 0 for gpu, values in residuals.items()}
+            models.setdefault(run.gpu, set()).add(run.model)
+    return {
+        gpu: max(0, round(median(values))) if len(models.get(gpu, ())) > 1 else 0 for gpu, values in residuals.items()
+    }
 
 
 def row_of(

@@ -124,7 +124,7 @@ def prediction(summary: str) -> str:
         (row["part"], row["estimator"]): row for row in csv.DictReader(summary.splitlines()) if row["model"] == "all"
     }
     lines = [
-        "| estimator | error: median, 90th percentile | of others' models | out of memory judged wrong | of others' models |",
+        "| estimator | error: median, 90th percentile | of other models | out of memory judged wrong | of other models |",
         "|---|---|---|---|---|",
     ]
     for estimator in ESTIMATORS:

@@ -181,7 +181,7 @@ def _possible_steps(prober: Prober, goal: Goal, safe_size: int) -> list[int]:
     if goal.equal:
         return _equal_steps(prober, goal, least)
     sizes = list(ladder(safe_size, prober.smallest_size))
-    if not prober.throughputs:  # then the largest that leaves the headroom is the plan, and the line only guesses it
+    if not prober.computes:  # then the largest that leaves the headroom is the plan, and the line only guesses it
         sizes += range(safe_size // 2 + 1, safe_size)
     others = {least_steps(batch, size, replicas) for size in sizes}
     return sorted(steps for steps in {least, least + 1, most, *others} if least <= steps <= most)

@@ -199,7 +199,7 @@ class Prober:
 
     def time_plan(self, sizes: tuple[int, ...], steps: int) -> tuple[float, ...] | None:
         """Seconds of each of `steps` optimizer steps of accumulation over `sizes`; None, with a note, where it fails."""
-        assert self.computes, "a plan's time is asked for where its run has none, and there is one"
+        assert self.computes, "a device that computes nothing has no time to measure"
         if self._is_known_untimed("the plan"):
             return None
         self.observe(Started(what=f"the plan's time over {steps} optimizer steps", why="without the sizing allocator"))

@@ -12,7 +12,7 @@ from profiler.devices.base import Device, DeviceFacts, Peaks, Usage
 from profiler.errors import UsageError
 from profiler.simulation.cards import Card
 from profiler.simulation.replay import least_capacity, replay
-from profiler.simulation.settings import settings_of
+from profiler.simulation.settings import FOLLOWED, settings_of
 from profiler.units import format_bytes
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ class SimulatedDevice(Device):
                 "system": f"{platform.system()} {platform.release()}",
                 "device_name": f"{card.description} (simulated: every number is predicted)",
                 "compute_capability": f"{major}.{minor}",
+                **{name: os.environ[name] for name in FOLLOWED if os.environ.get(name)},
             },
         )
 

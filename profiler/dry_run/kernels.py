@@ -129,7 +129,7 @@ _FP32_NAMES = (
     *("margin_ranking_loss", "multilabel_margin_loss", "soft_margin_loss", "triplet_margin_loss"),
     *("multi_margin_loss", "binary_cross_entropy_with_logits", "dist", "pdist", "cdist", "renorm", "logsumexp"),
     *("interpolate", "prod", "softmax", "log_softmax", "cumprod", "cumsum", "sum", "norm", "cross_entropy"),
-    *("softmin"),
+    "softmin",
 )
 _IN_FP32 = frozenset(
     getattr(place, name)

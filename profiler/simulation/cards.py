@@ -12,7 +12,7 @@ from profiler.errors import UsageError
 from profiler.nearest import did_you_mean
 from profiler.units import format_bytes, parse_bytes
 
-# A card of any capacity is taken for one of these: the RTX 3090's and A100's generation, whose kernels most code was written for.
+# A card of any capacity is taken for one of these: the A100's, whose kernels most code was written for.
 _ANY_COMPUTE_CAPABILITY = (8, 0)
 # What the name of a simulated card begins with.
 SIMULATED = "sim:"
@@ -66,7 +66,7 @@ def card_of(name: str) -> Card:
     known = catalogue()
     if name.lower() in known:
         return known[name.lower()]
-    if match := re.fullmatch(r"(\d[^@]*)(?:@(\d+)\.(\d+))?", name):
+    if match := re.fullmatch(r"(\d[\d.]*\s*[A-Za-z]+)(?:@(\d+)\.(\d+))?", name):
         total_bytes = parse_bytes(match[1])
         capability = (int(match[2]), int(match[3])) if match[2] else _ANY_COMPUTE_CAPABILITY
         alike = [card for card in known.values() if card.compute_capability == capability]

@@ -12,6 +12,8 @@ from profiler.units import KIB
 # The newer name, which comes first, and the older one.
 _ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
+# What changes a prediction, for records to name.
+FOLLOWED = (*_ALLOCATOR, _CUBLAS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

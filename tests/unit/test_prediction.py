@@ -79,13 +79,26 @@ def test_a_model_that_an_estimator_does_not_know_counts_as_out_of_memory() -> No
 def test_constants_are_the_medians_of_fitted_runs_that_ran() -> None:
     runs = [
         replace(RUN, ground_bytes=480),
-        replace(RUN, ground_bytes=500),
+        replace(RUN, ground_bytes=500, model="ConvNeXtTiny"),
         replace(RUN, ground_bytes=900, real_oom=True),
         replace(RUN, ground_bytes=800, model="ResNet101"),
         replace(RUN, gpu="another card", model="ResNet101"),
     ]
 
     assert constants(runs, [RESULT] * 5) == {"NVIDIA GeForce RTX 3060": 30, "another card": 0}
+
+
+@pytest.mark.parametrize(
+    ("grounds", "models"),
+    [
+        pytest.param((480, 500), ("VGG16", "VGG16"), id="one model alone"),
+        pytest.param((430, 450), ("VGG16", "ConvNeXtTiny"), id="less than was simulated"),
+    ],
+)
+def test_there_is_no_constant_of_one_model_and_none_below_0(grounds: tuple[int, ...], models: tuple[str, ...]) -> None:
+    runs = [replace(RUN, ground_bytes=ground, model=model) for ground, model in zip(grounds, models, strict=True)]
+
+    assert constants(runs, [RESULT] * 2) == {RUN.gpu: 0}
 
 
 def test_a_row_is_the_reserved_peak_and_the_constant_beside_what_was_measured() -> None:
