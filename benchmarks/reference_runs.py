@@ -26,7 +26,7 @@ RUNS = {
     "text-gpt": ("--effective-batch", "256", "--worst-case"),
 }
 # Its first samples are short, and what runs later is longer: what a soak is for.
-SOAK = ("--effective-batch", "64", "--soak", "200", "--no-compare", "--no-check")
+SOAK = ("--effective-batch", "16", "--soak", "200", "--no-compare", "--no-check")
 
 # Folders of probes on simulated cards, and the cards.
 SIMULATED = {f"results/gpt2_sim-{card}": f"sim:{card}" for card in ("t4", "rtx4090", "h100-80gb")}
