@@ -63,7 +63,7 @@ def search(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Searched]:
 
 def plug_in(card: Card, patch: pytest.MonkeyPatch) -> None:
     for module in ("opening", "trial", "workers.in_process"):
-        patch.setattr(f"profiler.{module}.open_device", lambda name: FakeDevice(card))
+        patch.setattr(f"profiler.{module}.open_device", lambda name, assumptions=(): FakeDevice(card))
 
 
 @pytest.mark.parametrize("phase", PHASES)
