@@ -66,7 +66,8 @@ def card_of(name: str) -> Card:
     known = catalogue()
     if name.lower() in known:
         return known[name.lower()]
-    if match := re.fullmatch(r"(\d[\d.]*\s*[A-Za-z]+)(?:@(\d+)\.(\d+))?", name):
+    # Digits alone are a name that was cut short, unless a capability follows.
+    if match := re.fullmatch(r"(\d[\d.]*\s*[A-Za-z]+|\d+(?=@))(?:@(\d+)\.(\d+))?", name):
         total_bytes = parse_bytes(match[1])
         capability = (int(match[2]), int(match[3])) if match[2] else _ANY_COMPUTE_CAPABILITY
         alike = [card for card in known.values() if card.compute_capability == capability]
