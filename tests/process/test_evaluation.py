@@ -117,7 +117,8 @@ def test_activations_are_freed_as_the_forward_goes_on(runner: ProcessRunner) -> 
     prober = deep_prober(runner, sgd)
     small, large = (prober.try_size(size, "a test").peak_bytes for size in (256, 512))
 
-    assert small is not None and large is not None
+    assert small is not None
+    assert large is not None
     # An activation of 256 samples is 4 MiB. What goes into a layer and what comes out of it are alive, and no third one; what
     # libraries keep for themselves is no smaller at the smaller size.
     assert 4 * 1.5 < peak_mib(prober, 512) - peak_mib(prober, 256) < 4 * 2.5
