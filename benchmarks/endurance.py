@@ -10,7 +10,6 @@ every twenty from there. Writes results/endurance_cpu/: table.csv, environment.j
 from __future__ import annotations
 
 import argparse
-import csv
 import gc
 import json
 import os
@@ -24,6 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from benchmarks.csv_rows import lines_to_csv
 from profiler import Workload
 from profiler.devices.cpu import CpuDevice
 from profiler.devices.glibc import heap_usage
@@ -184,10 +184,7 @@ def write(rows: list[dict[str, object]], environment: dict[str, str], arguments:
     """The table as CSV, with environment and command beside it."""
     folder: Path = arguments.output
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "table.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    (folder / "table.csv").write_text(lines_to_csv(list(rows[0]), rows))
     (folder / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
     (folder / "command.txt").write_text(f"python -m benchmarks.endurance --searches {arguments.searches}\n")
 

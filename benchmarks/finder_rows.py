@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from io import StringIO
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
+
+from benchmarks import csv_rows
 
 OURS, BISECTION = "microbatch", "bisection"
 # Lightning's bisection as it is by default, and one that ends where memory does, as ours.
@@ -103,32 +103,12 @@ def first_line(text: str) -> str:
 
 def to_csv(rows: Sequence[Row]) -> str:
     """The table; None is an empty cell."""
-    text = StringIO()
-    writer = csv.DictWriter(text, fieldnames=[field.name for field in fields(Row)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
-    return text.getvalue()
+    return csv_rows.to_csv(Row, rows)
 
 
 def from_csv(table: str) -> list[Row]:
     """The rows of such a table."""
-    return [
-        Row(**{name: _value(name, text) for name, text in line.items()}) for line in csv.DictReader(StringIO(table))
-    ]
-
-
-_KINDS = {field.name: str(field.type) for field in fields(Row)}
-
-
-def _value(name: str, text: str) -> Any:
-    kind = _KINDS[name]
-    if kind == "str":
-        return text
-    if not text:
-        return None
-    if kind.startswith("bool"):
-        return text == "True"
-    return int(text) if kind.startswith("int") else float(text)
+    return csv_rows.from_csv(Row, table)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,12 +21,13 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from benchmarks.csv_rows import to_csv
 from benchmarks.gpu_parts import PARTS, Probe, Search
 from benchmarks.gpu_results import json_bytes, read_json
 from profiler.errors import MicrobatchError
@@ -242,10 +243,7 @@ def write_origin(folder: Path, card: Mapping[str, Any]) -> None:
 def write_csv(path: Path, kind: type[Answer | Peak], rows: Sequence[Answer] | Sequence[Peak]) -> None:
     """The rows so far, by part and budget, whichever came first."""
     ordered: Iterable[Answer | Peak] = sorted(rows, key=lambda row: (row.part, row.budget))
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=[field.name for field in fields(kind)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in ordered)
+    path.write_text(to_csv(kind, ordered))
 
 
 if __name__ == "__main__":

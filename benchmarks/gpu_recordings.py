@@ -14,7 +14,6 @@ results/recordings_<card>/  NAME.jsonl.gz for each (copied to tests/data/recordi
 from __future__ import annotations
 
 import argparse
-import csv
 import gzip
 import json
 import shlex
@@ -22,10 +21,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from benchmarks.csv_rows import from_csv, to_csv
 from benchmarks.gpu_results import json_bytes, this_card
 from profiler.devices import open_device
 from profiler.errors import DeviceUnavailable
@@ -178,13 +178,9 @@ def replayed(path: Path) -> dict[str, Any]:
 
 def write_table(path: Path, rows: list[Row]) -> None:
     """The rows so far, in the place of earlier ones of the same files."""
-    new = {row.file: {name: "" if value is None else str(value) for name, value in asdict(row).items()} for row in rows}
-    old = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
-    kept = [row for row in old if row["file"] not in new]
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=[field.name for field in fields(Row)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows([*kept, *new.values()])
+    new = {row.file: row for row in rows}
+    old = from_csv(Row, path.read_text()) if path.exists() else []
+    path.write_text(to_csv(Row, [*(row for row in old if row.file not in new), *new.values()]))
 
 
 def record_one(target: str, precision: str, size: int, allowed_bytes: int | None, path: Path) -> None:

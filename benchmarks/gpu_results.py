@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import platform
@@ -10,11 +9,12 @@ import re
 import shlex
 import sys
 import tarfile
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from benchmarks.csv_rows import from_csv, to_csv
 from profiler.devices.nvml import Nvml
 from profiler.run_folder import safe_name
 
@@ -75,15 +75,9 @@ def row_of(document: dict[str, Any], *, part: str, precision: str, budget: str) 
 def keep(folder: Path, row: Row) -> None:
     """Put `row` into the summary, in the place of an earlier one of the same part and budget."""
     path = folder / "summary.csv"
-    new = {name: "" if value is None else str(value) for name, value in asdict(row).items()}
-    rows: list[dict[str, str]] = []
-    if path.exists():
-        with path.open(newline="") as file:
-            rows = [old for old in csv.DictReader(file) if (old["part"], old["budget"]) != (row.part, row.budget)]
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=[field.name for field in fields(Row)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows([*rows, new])
+    rows = from_csv(Row, path.read_text()) if path.exists() else []
+    others = [old for old in rows if (old.part, old.budget) != (row.part, row.budget)]
+    path.write_text(to_csv(Row, [*others, row]))
 
 
 def this_card(device: str) -> tuple[str, dict[str, Any]]:

@@ -14,13 +14,14 @@ import json
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.csv_rows import to_csv
 from benchmarks.loss_entries import ENTRIES, SAMPLES, Count, Divided, Entry
 from benchmarks.threads import one_thread
 from profiler.checking.check import equivalence_of
@@ -126,10 +127,7 @@ def code_in(advice: str) -> str:
 
 def write_table(rows: Sequence[Row], path: Path) -> None:
     """The rows as CSV."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(asdict(rows[0])), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
+    path.write_text(to_csv(Row, rows))
 
 
 def read_table(path: Path) -> list[Row]:

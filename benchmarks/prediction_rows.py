@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from io import StringIO
 from math import ceil
 from statistics import median
 from typing import Any
+
+from benchmarks import csv_rows
 
 FIT, CHECK, ALL = "fit", "check", "all"
 OURS = "microbatch"
@@ -196,28 +198,12 @@ def row_of(
 
 def to_csv(rows: Sequence[Row]) -> str:
     """The table; None is an empty cell."""
-    return _csv([asdict(row) for row in rows], [field.name for field in fields(Row)])
+    return csv_rows.to_csv(Row, rows)
 
 
 def from_csv(table: str) -> list[Row]:
     """The rows of such a table."""
-    return [
-        Row(**{name: _value(name, text) for name, text in line.items()}) for line in csv.DictReader(StringIO(table))
-    ]
-
-
-_KINDS = {field.name: str(field.type) for field in fields(Row)}
-
-
-def _value(name: str, text: str) -> Any:
-    kind = _KINDS[name]
-    if kind == "str":
-        return text
-    if not text:
-        return None
-    if kind == "bool":
-        return text == "True"
-    return int(text) if kind.startswith("int") else float(text)
+    return csv_rows.from_csv(Row, table)
 
 
 def score(estimator: str, pairs: Iterable[tuple[float | None, bool | None]]) -> Score:
@@ -260,7 +246,7 @@ def summary_csv(rows: Sequence[Row], runs: Sequence[Run]) -> str:
             {**key, **asdict(found), "median_signed_error": _median(signed) if found.estimator == OURS else None}
             for found in scores([rows[index] for index in chosen], [runs[index] for index in chosen])
         ]
-    return _csv(lines, list(lines[0]))
+    return csv_rows.lines_to_csv(list(lines[0]), lines)
 
 
 def _groups(row: Row) -> list[tuple[str, str, str]]:
@@ -270,11 +256,3 @@ def _groups(row: Row) -> list[tuple[str, str, str]]:
 
 def _median(values: Sequence[float]) -> float | None:
     return median(values) if values else None
-
-
-def _csv(lines: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
-    text = StringIO()
-    writer = csv.DictWriter(text, fieldnames=names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue()

@@ -12,13 +12,13 @@ Writes results/search_cost_cpu/: table.csv, environment.json, command.txt.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from benchmarks.csv_rows import to_csv
 from profiler.events import unobserved
 from profiler.finder import find_largest
 from profiler.opening import open_prober
@@ -157,11 +157,7 @@ def _failures(finding: Finding) -> int:
 def write(costs: list[Cost], environment: dict[str, str], folder: Path, memory_limit: str) -> None:
     """The table as CSV, with environment and command beside it."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [asdict(cost) for cost in costs]
-    with (folder / "table.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    (folder / "table.csv").write_text(to_csv(Cost, costs))
     (folder / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
     (folder / "command.txt").write_text(f"python -m benchmarks.search_cost --memory-limit {memory_limit}\n")
 
