@@ -19,7 +19,7 @@ from profiler.prober import Limits, Prober
 from profiler.records import Records
 from profiler.replay import Replay
 from profiler.report import Comparison, Report
-from profiler.simulation.cards import SIMULATED
+from profiler.simulation.cards import is_simulated
 from profiler.smallest import why_nothing_fits
 from profiler.soak import Soak
 from profiler.units import format_bytes
@@ -238,7 +238,7 @@ def check_equivalence(
     _check_samples(effective_batch_size)
     options = options or Options()
     notes: list[str] = []
-    if (options.device or "").startswith(SIMULATED):
+    if is_simulated(options.device):
         notes.append(f"{options.device} computes nothing: this was checked on the CPU.")
         options = replace(options, device="cpu", assume=())
 

@@ -12,7 +12,7 @@ from profiler.lines import SCHEMA, throughput_entries, trial_entries
 from profiler.outcomes import OutOfMemory
 from profiler.plan import AccumulationPlan
 from profiler.records import Records, records_of
-from profiler.report import Report, RunInfo, is_simulated
+from profiler.report import Report, RunInfo
 
 
 def to_json_document(results: Report | Records, files: Iterable[Path] = ()) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def to_json_document(results: Report | Records, files: Iterable[Path] = ()) -> d
         "schema": SCHEMA,
         "workload": records.run.workload,
         "device": records.run.device,
-        "predicted": is_simulated(records.run),
+        "predicted": records.run.is_simulated,
         "capacity_bytes": records.run.capacity_bytes,
         "headroom": records.run.headroom,
         "largest_fit": records.largest_fit,
@@ -76,7 +76,7 @@ def plan_document(records: Records) -> dict[str, Any] | None:
         "schema": SCHEMA,
         "workload": run.workload,
         "device": run.device,
-        "predicted": is_simulated(run),
+        "predicted": run.is_simulated,
         "capacity_bytes": run.capacity_bytes,
         "headroom": run.headroom,
         "largest_fit": records.largest_fit,

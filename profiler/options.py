@@ -9,7 +9,7 @@ from profiler.errors import UsageError
 from profiler.plan import check_effective_batch, check_equal_shares, check_multiple
 from profiler.prober import Limits
 from profiler.simulation.assumption import Assumption
-from profiler.simulation.cards import SIMULATED
+from profiler.simulation.cards import is_simulated
 from profiler.targets import TargetOptions
 from profiler.units import parse_bytes
 
@@ -92,7 +92,7 @@ class Options:
             raise UsageError(f"the memory limit is {limit} bytes: it must be positive.")
 
     def _check_simulated(self) -> None:
-        simulated = self.device is not None and self.device.startswith(SIMULATED)
+        simulated = is_simulated(self.device)
         for text in self.assume:
             Assumption.parsed(text)
         if self.assume and not simulated:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from profiler.equivalence import Equivalence
 from profiler.outcomes import Finding, Throughput, Trial
 from profiler.plan import AccumulationPlan
-from profiler.simulation.cards import SIMULATED
+from profiler.simulation.cards import is_simulated
 from profiler.soak import Soak
 
 
@@ -35,10 +35,10 @@ class RunInfo:
     environment: Mapping[str, str] = field(default_factory=dict)
     target_sha256: str | None = None
 
-
-def is_simulated(run: RunInfo) -> bool:
-    """Whether its card is not here, and its numbers were predicted."""
-    return run.device.startswith(SIMULATED)
+    @property
+    def is_simulated(self) -> bool:
+        """Whether its card is not here, and its numbers were predicted."""
+        return is_simulated(self.device)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

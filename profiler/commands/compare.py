@@ -14,7 +14,6 @@ from profiler.commands.recording import Recording
 from profiler.commands.tables import comparison_table, print_lines
 from profiler.comparison import DEFAULT_MOST_STEPS
 from profiler.prober import TRIAL_SECONDS
-from profiler.report import is_simulated
 
 
 def compare(
@@ -69,7 +68,7 @@ def compare(
             if as_json:
                 print(json.dumps(to_json_document(records, files), indent=2))
                 return
-            comparison_table(records.comparison, records.run.capacity_bytes, simulated=is_simulated(records.run)).print(
+            comparison_table(records.comparison, records.run.capacity_bytes, simulated=records.run.is_simulated).print(
                 output()
             )
             print_lines(output(), (f"note: {note}" for note in records.notes))

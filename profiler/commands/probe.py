@@ -25,7 +25,7 @@ from profiler.commands.tables import (
 from profiler.errors import NothingFits
 from profiler.options import DEFAULT_HEADROOM
 from profiler.prober import TRIAL_SECONDS, VERIFICATION_SECONDS
-from profiler.report import Report, is_simulated
+from profiler.report import Report
 from profiler.smallest import does_not_fit
 
 
@@ -140,7 +140,7 @@ def _print(report: Report, target: str, files: list[Path], *, as_json: bool) -> 
 
         print(json.dumps(to_json_document(report, files), indent=2))
         return
-    console, simulated = output(), is_simulated(report.run)
+    console, simulated = output(), report.run.is_simulated
     if report.finding is not None:
         sizes_table(report).print(console)
         print_lines(console, finding_lines(report.finding, simulated=simulated))

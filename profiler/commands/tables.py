@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from rich import box
@@ -13,7 +13,7 @@ from rich.text import Text
 from profiler.commands.soak_lines import soak_lines
 from profiler.outcomes import Finding, Fits, Purpose, Refused, Strategy, Throughput, Trial
 from profiler.plan import AccumulationPlan
-from profiler.report import Report, RunInfo, is_simulated
+from profiler.report import Report, RunInfo
 from profiler.soak import Soak
 from profiler.units import format_bytes, format_joules, format_seconds
 
@@ -42,58 +42,48 @@ class Table:
 
 
 def sizes_table(report: Report) -> Table:
-    """A row a micro-batch size: outcome, peak and its share of the capacity, throughput, energy where it is known."""
+    """A row a micro-batch size: outcome, peak and its share of the capacity, throughput, energy where it is known.
+
+    On a simulated card, where nothing is timed, the least capacity in which the size still runs stands in their place.
+    """
     assert report.finding is not None, "a report without training has no micro-batch sizes"
+    if report.run.is_simulated:
+        return _by_size(report, report.finding, ("micro-batch", "runs in"), _least_capacity)
     timed = {throughput.micro_batch_size: throughput for throughput in report.throughput}
     energy = any(throughput.joules_per_sample is not None for throughput in report.throughput)
-    rows = [
-        (
-            str(trial.micro_batch_size),
-            trial.outcome.label.replace("_", " "),
-            *_peak(trial, report.run.capacity_bytes),
-            *_rate(timed.get(trial.micro_batch_size), energy),
-        )
-        for trial in sorted(report.finding.trials, key=lambda trial: trial.micro_batch_size)
-    ]
-    columns = ("micro-batch", "outcome", "peak", "of capacity", "samples/s", "spread", *(("energy/sample",) * energy))
-    if is_simulated(report.run):
-        return _predicted_sizes(report)
-    return Table(title=f"{report.run.workload} on {report.run.device}", columns=columns, rows=tuple(rows))
-
-
-def _predicted_sizes(report: Report) -> Table:
-    """A row a size on a simulated card: what the allocator would hold, and the least capacity in which it still runs."""
-    assert report.finding is not None, "a report without training has no micro-batch sizes"
-    rows = [
-        (
-            str(trial.micro_batch_size),
-            trial.outcome.label.replace("_", " "),
-            *_peak(trial, report.run.capacity_bytes),
-            _bytes_or_dash(trial.outcome.least_capacity_bytes if isinstance(trial.outcome, Fits) else None),
-        )
-        for trial in sorted(report.finding.trials, key=lambda trial: trial.micro_batch_size)
-    ]
-    columns = ("micro-batch", "outcome", "peak", "of capacity", "runs in")
-    return Table(title=f"{report.run.workload} on {report.run.device}, predicted", columns=columns, rows=tuple(rows))
-
-
-def _bytes_or_dash(size_bytes: int | None) -> str:
-    return "-" if size_bytes is None else format_bytes(size_bytes)
+    columns = ("micro-batch", "samples/s", "spread", *(("energy/sample",) * energy))
+    return _by_size(report, report.finding, columns, lambda trial: _rate(timed.get(trial.micro_batch_size), energy))
 
 
 def evaluation_table(report: Report) -> Table:
     """A row a batch size of evaluation: outcome, peak and its share of the capacity."""
     assert report.evaluation is not None, "a report without evaluation has no such sizes"
-    rows = [
+    return _by_size(report, report.evaluation, ("batch",), lambda _: (), about=", evaluation")
+
+
+def _by_size(
+    report: Report,
+    finding: Finding,
+    columns: tuple[str, ...],
+    cells: Callable[[Trial], tuple[str, ...]],
+    *,
+    about: str = "",
+) -> Table:
+    """A row a trial by size: its outcome and peak, then its `cells`. columns: what a size is called, and those of the cells."""
+    rows = (
         (
             str(trial.micro_batch_size),
             trial.outcome.label.replace("_", " "),
             *_peak(trial, report.run.capacity_bytes),
+            *cells(trial),
         )
-        for trial in sorted(report.evaluation.trials, key=lambda trial: trial.micro_batch_size)
-    ]
-    title = f"{report.run.workload} on {report.run.device}, evaluation" + ", predicted" * is_simulated(report.run)
-    return Table(title=title, columns=("batch", "outcome", "peak", "of capacity"), rows=tuple(rows))
+        for trial in sorted(finding.trials, key=lambda trial: trial.micro_batch_size)
+    )
+    return Table(
+        title=f"{report.run.workload} on {report.run.device}{about}" + ", predicted" * report.run.is_simulated,
+        columns=(columns[0], "outcome", "peak", "of capacity", *columns[1:]),
+        rows=tuple(rows),
+    )
 
 
 def comparison_table(trials: Sequence[Trial], capacity_bytes: int, *, simulated: bool = False) -> Table:
@@ -156,7 +146,7 @@ def plan_lines(plan: AccumulationPlan, run: RunInfo, soak: Soak | None = None) -
     yield f"  weight of each one's loss           {', '.join(weights)}"
     if plan.peak_bytes is not None:
         share = plan.peak_bytes / run.capacity_bytes
-        how = "predicted over {} optimizer steps    " if is_simulated(run) else "measured over {} optimizer steps     "
+        how = "predicted over {} optimizer steps    " if run.is_simulated else "measured over {} optimizer steps     "
         yield (
             f"  {how.format(plan.verified_steps)}peak {format_bytes(plan.peak_bytes)}, {share:.0%} of the capacity"
             + (f"; {format_seconds(plan.step_seconds)} a step" if plan.step_seconds is not None else "")
@@ -188,6 +178,11 @@ def _peak(trial: Trial, capacity_bytes: int) -> tuple[str, str]:
     if not trial.fits or trial.peak_bytes is None:
         return "-", "-"
     return format_bytes(trial.peak_bytes), f"{trial.peak_bytes / capacity_bytes:.0%}"
+
+
+def _least_capacity(trial: Trial) -> tuple[str, ...]:
+    least_bytes = trial.outcome.least_capacity_bytes if isinstance(trial.outcome, Fits) else None
+    return ("-" if least_bytes is None else format_bytes(least_bytes),)
 
 
 def _rate(throughput: Throughput | None, energy: bool) -> tuple[str, ...]:

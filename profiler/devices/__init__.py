@@ -12,7 +12,7 @@ from profiler.devices.cuda import CudaDevice
 from profiler.devices.nvml import gpus_are_visible
 from profiler.devices.simulated import SimulatedDevice
 from profiler.errors import UsageError
-from profiler.simulation.cards import SIMULATED, card_of
+from profiler.simulation.cards import SIMULATED, card_of, is_simulated
 
 __all__ = ["Device", "DeviceFacts", "Peaks", "Surveyed", "Usage", "default_device_name", "open_device", "survey"]
 
@@ -28,7 +28,7 @@ def open_device(name: str, assumptions: Sequence[str] = ()) -> Device:
         return CpuDevice()
     if match := re.fullmatch(r"cuda(?::(\d+))?", name):
         return CudaDevice(int(match[1] or 0))
-    if name.startswith(SIMULATED):
+    if is_simulated(name):
         return SimulatedDevice(name, card_of(name.removeprefix(SIMULATED)), assumptions)
     raise UsageError(
         f"there is no device {name!r}: use cpu, cuda, cuda:N, or sim:NAME for a card that is not here; `microbatch devices` "

@@ -19,7 +19,7 @@ from profiler.plots.soak import plot_soak
 from profiler.plots.summed_loss import plot_summed_loss
 from profiler.plots.throughput import plot_throughput
 from profiler.records import Frame, Records, records_of, soak_frame, summed_loss_frame, throughput_frame, trials_frame
-from profiler.report import Report, is_simulated
+from profiler.report import Report
 
 __all__ = ["plot_memory", "plot_soak", "plot_summed_loss", "plot_throughput", "save_figures"]
 
@@ -71,7 +71,7 @@ def _shows_memory(records: Records) -> bool:
 
 
 def _say_predicted(ax: Axes, records: Records) -> None:
-    if is_simulated(records.run):
+    if records.run.is_simulated:
         ax.set_ylabel(f"predicted {ax.get_ylabel()}")
 
 

@@ -38,6 +38,11 @@ class Card:
         return self.context_high_bytes
 
 
+def is_simulated(device: str | None) -> bool:
+    """Whether the device of that name is a card that is not here."""
+    return device is not None and device.startswith(SIMULATED)
+
+
 @cache
 def catalogue() -> dict[str, Card]:
     """Every card of the data file, by name."""
