@@ -161,7 +161,7 @@ def run_schedule(setting: Setting, schedule: Schedule) -> Done[Completed]:
             if schedule.evaluations:
                 evaluate(training, schedule.evaluations, device.charge_loaded)
                 device.synchronize()
-        peaks = device.read_peaks()
+        peaks, needs = device.read_peaks(), device.needs()
         return Completed(
             fits=Fits(
                 peak_bytes=peaks.peak_bytes,
@@ -169,8 +169,8 @@ def run_schedule(setting: Setting, schedule: Schedule) -> Done[Completed]:
                 peak_reserved_bytes=peaks.reserved_bytes,
                 peak_device_used_bytes=peaks.device_used_bytes,
                 peak_resident_bytes=peaks.resident_bytes,
-                unlimited_reserved_bytes=peaks.unlimited_reserved_bytes,
-                least_capacity_bytes=peaks.least_capacity_bytes,
+                unlimited_reserved_bytes=needs.unlimited_reserved_bytes,
+                least_capacity_bytes=needs.least_capacity_bytes,
                 allocator_retries=peaks.allocator_retries,
                 seconds=time.perf_counter() - start,
             ),

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 class Peaks:
     """The most memory in use since the device was opened, in bytes; None where the device does not know.
 
-    peak_bytes is in the unit of the device's capacity. allocator_retries counts since then too. unlimited_reserved_bytes,
-    least_capacity_bytes: as in `profiler.outcomes.Fits`.
+    peak_bytes is in the unit of the device's capacity. allocator_retries counts since then too.
     """
 
     peak_bytes: int
@@ -27,9 +26,15 @@ class Peaks:
     reserved_bytes: int | None = None
     device_used_bytes: int | None = None
     resident_bytes: int | None = None
+    allocator_retries: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """What ran would need elsewhere, in bytes, as `profiler.outcomes.Fits` has it; None where the device does not know."""
+
     unlimited_reserved_bytes: int | None = None
     least_capacity_bytes: int | None = None
-    allocator_retries: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +146,10 @@ class Device(ABC):
     @abstractmethod
     def read_peaks(self) -> Peaks:
         """The peaks since `open`."""
+
+    def needs(self) -> Needs:
+        """What all that ran since `open` would need with more memory, and with less; it must have run to its end."""
+        return Needs()
 
     @abstractmethod
     def usage(self) -> Usage:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
-from profiler.devices.base import Device, DeviceFacts, Peaks, Usage
+from profiler.devices.base import Device, DeviceFacts, Needs, Peaks, Usage
 from profiler.errors import UsageError
 from profiler.simulation.cards import Card
 from profiler.simulation.replay import least_capacity, replay
@@ -116,16 +116,20 @@ class SimulatedDevice(Device):
         pass
 
     def read_peaks(self) -> Peaks:
-        ledger, context_bytes = self._opened().ledger, self._card.context_bytes
-        allocator = ledger.allocator
-        expandable = allocator.expandable
+        allocator = self._opened().ledger.allocator
         return Peaks(
-            peak_bytes=allocator.peak_reserved_bytes + context_bytes,
+            peak_bytes=allocator.peak_reserved_bytes + self._card.context_bytes,
             allocated_bytes=allocator.peak_allocated_bytes,
             reserved_bytes=allocator.peak_reserved_bytes,
-            unlimited_reserved_bytes=replay(ledger.events, expandable=expandable).peak_reserved_bytes,
-            least_capacity_bytes=least_capacity(ledger.events, expandable=expandable) + context_bytes,
             allocator_retries=allocator.retries,
+        )
+
+    def needs(self) -> Needs:
+        ledger = self._opened().ledger
+        expandable = ledger.allocator.expandable
+        return Needs(
+            unlimited_reserved_bytes=replay(ledger.events, expandable=expandable).peak_reserved_bytes,
+            least_capacity_bytes=least_capacity(ledger.events, expandable=expandable) + self._card.context_bytes,
         )
 
     def usage(self) -> Usage:
