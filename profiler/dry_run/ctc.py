@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from profiler.dry_run.unknown import values_missing
+from profiler.dry_run.unknown import ValueOf, needed_values
 
 _MEAN, _SUM = 1, 2
 
 
 def ctc_loss(
-    value_of: Callable[[Tensor], Tensor | None],
+    value_of: ValueOf,
     log_probs: Tensor,
     targets: Tensor,
     input_lengths: Tensor | Sequence[int],
@@ -22,7 +22,7 @@ def ctc_loss(
     reduction: int = _MEAN,
     zero_infinity: bool = False,
 ) -> Tensor:
-    """As torch puts it together. value_of: the values of a tensor, None where nobody has them; WorkloadError for lengths without."""
+    """As torch puts it together; WorkloadError for lengths whose values nobody has."""
     batched = log_probs if log_probs.dim() == 3 else log_probs.unsqueeze(1)
     numbers = [_numbers(value_of, lengths) for lengths in (input_lengths, target_lengths)]
     losses: Tensor = torch.ops.aten._ctc_loss(batched, targets, *numbers, blank, zero_infinity)[0]
@@ -33,13 +33,10 @@ def ctc_loss(
     return losses.sum() if reduction == _SUM else losses
 
 
-def _numbers(value_of: Callable[[Tensor], Tensor | None], lengths: Tensor | Sequence[int]) -> list[int]:
+def _numbers(value_of: ValueOf, lengths: Tensor | Sequence[int]) -> list[int]:
     if not isinstance(lengths, Tensor):
         return list(lengths)
-    value = value_of(lengths)
-    if value is None:
-        raise values_missing("ctc_loss")
-    return [int(number) for number in value.reshape(-1).tolist()]
+    return [int(number) for number in needed_values(value_of, lengths, "ctc_loss").reshape(-1).tolist()]
 
 
 def losses_and_alphas(

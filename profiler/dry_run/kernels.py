@@ -21,6 +21,7 @@ from profiler.dry_run.ctc import ctc_loss
 from profiler.dry_run.leaving import leaving
 from profiler.dry_run.named_devices import MOVES, on_host
 from profiler.dry_run.recurrent import Recurrent
+from profiler.dry_run.unknown import ValueOf
 
 _aten = torch.ops.aten
 
@@ -28,11 +29,10 @@ _aten = torch.ops.aten
 class Kernels(TorchFunctionMode):
     """Runs, for each function of torch that is called, what CUDA would run for it.
 
-    compute_capability: the card's, by which attention kernels are chosen. value_of: the values of a tensor, as they are, None
-    where nobody has them.
+    compute_capability: the card's, by which attention kernels are chosen.
     """
 
-    def __init__(self, compute_capability: tuple[int, int], value_of: Callable[[Tensor], Tensor | None]) -> None:
+    def __init__(self, compute_capability: tuple[int, int], value_of: ValueOf) -> None:
         super().__init__()
         self._rewrites: dict[Any, Callable[..., Any]] = {
             functional.scaled_dot_product_attention: lambda *args, **kwargs: attention(

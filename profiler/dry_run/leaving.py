@@ -8,27 +8,21 @@ from typing import Any
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from profiler.dry_run.unknown import values_missing
+from profiler.dry_run.unknown import ValueOf, needed_values
 
 
-def leaving(value_of: Callable[[Tensor], Tensor | None]) -> dict[Any, Callable[..., Any]]:
-    """By method of Tensor's, what runs for it. value_of: the values of a tensor, None where nobody has them.
+def leaving(value_of: ValueOf) -> dict[Any, Callable[..., Any]]:
+    """By method of Tensor's, what runs for it.
 
     Each raises WorkloadError, which names the line, where the values are not known.
     """
-
-    def known(tensor: Tensor, name: str) -> Tensor:
-        value = value_of(tensor)
-        if value is None:
-            raise values_missing(name)
-        return value
 
     def as_text(tensor: Tensor, form: str) -> str:
         """A number as `item` has it, which may be assumed."""
         return format(tensor.detach().item() if tensor.dim() == 0 else str(tensor), form)
 
     def as_array(tensor: Tensor, dtype: Any = None) -> Any:
-        value = known(tensor, "numpy")
+        value = needed_values(value_of, tensor, "numpy")
         with _disable_current_modes():
             array = value.clone().numpy()
         return array if dtype is None else array.astype(dtype)

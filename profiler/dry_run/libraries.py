@@ -76,11 +76,10 @@ class Libraries:
         if func is not _aten._cudnn_rnn.default:
             return result
         reserve: Tensor = result[3]
-        size_bytes = rnn_reserve_bytes(args, result)
-        return (*result[:3], reserve.new_empty((size_bytes,)), *result[4:])
+        return (*result[:3], reserve.new_empty((rnn_reserve_bytes(args),)), *result[4:])
 
 
-def rnn_reserve_bytes(args: tuple[Any, ...], result: Any) -> int:
+def rnn_reserve_bytes(args: tuple[Any, ...]) -> int:
     """What cuDNN keeps of an RNN's forward for its backward: every gate and state of every step, layer and direction.
 
     An estimate: the layout is cuDNN's own. An LSTM keeps its four gates, the cell state and its tanh, a GRU its three gates

@@ -80,9 +80,8 @@ class Recorder(TorchDispatchMode):
 
     def note(self, tensor: Tensor, *, on_host: bool = False) -> None:
         """Tell the ledger of the storage of `tensor` if it is new, or has another size than it had."""
-        if (
-            tensor.layout is not torch.strided
-        ):  # sparse: its indices and values have storages, which were made before it
+        # A sparse tensor's indices and values have the storages, and were made before it.
+        if tensor.layout is not torch.strided:
             return
         storage = tensor.untyped_storage()
         key, size_bytes = storage._cdata, storage.nbytes()

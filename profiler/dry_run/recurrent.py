@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from profiler.dry_run.unknown import values_missing
+from profiler.dry_run.unknown import ValueOf, needed_values
 
 _aten = torch.ops.aten
 _MODES = {"rnn_relu": 0, "rnn_tanh": 1, "lstm": 2, "gru": 3}
@@ -16,9 +16,9 @@ _functions: Any = torch._C._VariableFunctions
 
 
 class Recurrent:
-    """What torch's RNN functions are on a GPU. value_of: the values of a tensor, None where nobody has them."""
+    """What torch's RNN functions are on a GPU."""
 
-    def __init__(self, value_of: Callable[[Tensor], Tensor | None]) -> None:
+    def __init__(self, value_of: ValueOf) -> None:
         self._value_of = value_of
 
     def rewrites(self) -> dict[Any, Callable[..., Any]]:
@@ -38,10 +38,7 @@ class Recurrent:
         return run
 
     def _numbers(self, tensor: Tensor, name: str) -> list[int]:
-        value = self._value_of(tensor)
-        if value is None:
-            raise values_missing(name)
-        return [int(number) for number in value.tolist()]
+        return [int(number) for number in needed_values(self._value_of, tensor, name).tolist()]
 
     def _pack(self, input: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, Tensor]:
         """The steps of all sequences one after the other, and how many sequences have each step."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -11,12 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from profiler.dry_run.known import indexed
 from profiler.errors import WorkloadError
 from profiler.simulation.assumption import Assumption
 
 _aten = torch.ops.aten
 _TORCH = str(Path(torch.__file__).parent)
 _OURS = str(Path(__file__).parents[1])
+# Gives the values of a tensor, which are not to be changed; None where nobody has them.
+ValueOf = Callable[[Tensor], Tensor | None]
 _OPTIMIZER_STEP = str(Path(_TORCH, "optim", "optimizer.py"))
 
 
@@ -42,6 +45,14 @@ class Assumptions:
         if func in _NUMBERS:
             return _NUMBERS[func](args[0], assumed.value)
         return _SELECTIONS[func](assumed, *args, **kwargs)
+
+
+def needed_values(value_of: ValueOf, tensor: Tensor, name: str) -> Tensor:
+    """The values of `tensor`, which `name` needs; WorkloadError, which names the user's line, where nobody has them."""
+    value = value_of(tensor)
+    if value is None:
+        raise values_missing(name)
+    return value
 
 
 def values_missing(name: str) -> WorkloadError:
@@ -132,14 +143,7 @@ def _masked_select(assumed: Assumption, tensor: Tensor, mask: Tensor) -> Tensor:
 
 def _index(assumed: Assumption, tensor: Tensor, indices: Sequence[Tensor | None]) -> Tensor:
     """`tensor[indices]`, where each mask stands for as many places as are assumed to be true in it."""
-    places: list[Tensor | None] = []
-    for index in indices:
-        if index is not None and index.dtype in (torch.bool, torch.uint8):
-            places += list(_nonzero(assumed, index).unbind(1))
-        else:
-            places.append(index)
-    result: Tensor = _aten.index.Tensor(tensor, places)
-    return result
+    return indexed(tensor, indices, lambda mask: _nonzero(assumed, mask))
 
 
 def _unique(assumed: Assumption, tensor: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor, Tensor]:

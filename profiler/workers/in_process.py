@@ -92,9 +92,8 @@ def preserved(setting: Setting) -> Iterator[Setting]:
         def optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
             own = list(parameters)
             given = workload.build_optimizer(own)
-            with (
-                _disable_current_modes()
-            ):  # a simulated card's would make fake copies, and the caller's tensors are real
+            # A simulated card's modes would make fake copies, and the caller's tensors are real.
+            with _disable_current_modes():
                 restore.callback(_optimizer_state(given, own))
             return given
 
