@@ -39,7 +39,8 @@ def find_largest(prober: Prober, *, ceiling: int | None = None, purpose: Purpose
     result = _search(prober, ceiling, attempt, purpose)
     while (misfit := result.smallest_misfit) is not None:
         refused = isinstance(prober.tried(purpose)[misfit].outcome, Refused)
-        if refused or not surprises(prober.predicted_bytes(misfit, purpose), prober.capacity_bytes):
+        # What is simulated would come to the same again.
+        if refused or not prober.computes or not surprises(prober.predicted_bytes(misfit, purpose), prober.capacity_bytes):
             break
         tried += 1
         if not prober.try_again(misfit, "the sizes below it foretold no out of memory here", purpose).fits:

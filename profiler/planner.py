@@ -295,7 +295,7 @@ def _run(prober: Prober, plan: AccumulationPlan) -> AccumulationPlan | Unproved:
             proved = replace(plan, peak_bytes=ran.fits.peak_bytes, verified_steps=steps)
             timed = prober.computes and prober.timing_setting is prober.setting
             return _with_time(proved, ran.step_seconds) if timed else proved
-        failure = f"The plan {list(sizes)} {_how_failed(ran)}"
+        failure = f"The plan {list(sizes)} {_how_failed(ran, steps)}"
     return Unproved(sizes=sizes, said=failure)
 
 
@@ -307,11 +307,11 @@ def telling(sizes: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(size for size in dict.fromkeys(sizes) for _ in range(min(sizes.count(size), TELLING)))
 
 
-def _how_failed(ran: Completed | OutOfMemory | Refused | TimedOut) -> str:
+def _how_failed(ran: Completed | OutOfMemory | Refused | TimedOut, steps: int) -> str:
     match ran:
         case TimedOut(seconds=seconds):
             return (
-                f"did not end {VERIFIED_STEPS} optimizer steps within {format_seconds(seconds)}: allow more with "
+                f"did not end {steps} optimizer steps within {format_seconds(seconds)}: allow more with "
                 "--verification-timeout."
             )
         case Refused(evidence=evidence, message=message):

@@ -96,7 +96,7 @@ class Prober:
         if size not in tried:
             self._try(size, why, purpose)
             full = isinstance(tried[size].outcome, OutOfMemory)
-            if full and any(trial.fits for larger, trial in tried.items() if larger > size):
+            if full and self.computes and any(trial.fits for larger, trial in tried.items() if larger > size):
                 self.try_again(size, "a larger size fits", purpose)
         return tried[size]
 
