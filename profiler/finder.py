@@ -40,7 +40,11 @@ def find_largest(prober: Prober, *, ceiling: int | None = None, purpose: Purpose
     while (misfit := result.smallest_misfit) is not None:
         refused = isinstance(prober.tried(purpose)[misfit].outcome, Refused)
         # What is simulated would come to the same again.
-        if refused or not prober.computes or not surprises(prober.predicted_bytes(misfit, purpose), prober.capacity_bytes):
+        if (
+            refused
+            or not prober.computes
+            or not surprises(prober.predicted_bytes(misfit, purpose), prober.capacity_bytes)
+        ):
             break
         tried += 1
         if not prober.try_again(misfit, "the sizes below it foretold no out of memory here", purpose).fits:
