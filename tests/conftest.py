@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +14,10 @@ with suppress(ModuleNotFoundError):  # tests/gpu runs where pytest may be all th
     # Machines that others use too are slow now and then.
     settings.register_profile("shared machine", deadline=None)
     settings.load_profile("shared machine")
+
+# A shell without job control starts what runs in its background with SIGINT ignored, and so would be every command under test.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

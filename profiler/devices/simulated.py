@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 from collections.abc import Sequence
@@ -30,7 +31,7 @@ class SimulatedDevice(Device):
     """
 
     measures_host_memory = False
-    keeps_workers = False
+    keeps_workers = True
     computes = False
 
     def __init__(self, name: str, card: Card, assumptions: Sequence[str] = ()) -> None:
@@ -81,7 +82,7 @@ class SimulatedDevice(Device):
         return self._card.total_bytes
 
     def settle(self) -> None:
-        pass
+        gc.collect()
 
     def open(self, limit_bytes: int | None, *, live_bytes: int = 0) -> int:
         from profiler.dry_run.placement import SimulatedPlacement

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
+    FakeTensor,
     UnsupportedOperatorException,
 )
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -24,6 +25,8 @@ from profiler.simulation.ledger import Ledger
 from profiler.units import format_bytes
 
 _aten = torch.ops.aten
+# Asked by autograd, in C++, two times and more for every operation.
+_DEVICE = torch.ops.prim.device.default
 # What these make lies in host memory: `torch.tensor(1.0)` without a device, as optimizers keep their step counts.
 _HOST = frozenset({_aten.lift_fresh.default, _aten.scalar_tensor.default})
 
@@ -51,6 +54,8 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if func is _DEVICE and isinstance(args[0], FakeTensor):
+            return args[0].fake_device
         args, kwargs = self._on_card(args), self._on_card(kwargs or {})
         result = self._result_of(func, args, kwargs)
         result = self._libraries.completed(func, args, result)

@@ -234,7 +234,9 @@ def test_a_norm_that_the_models_own_train_freezes_is_frozen() -> None:
     ],
     ids=["TorchScript", "lazy"],
 )
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.filterwarnings(
+    "ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning", "ignore::UserWarning"
+)
 def test_unusual_modules_are_checked(build: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
 
