@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from profiler.dry_run.unknown import users_place
-from profiler.errors import WorkloadError
+from profiler.errors import UnknownOfCard, WorkloadError
 from profiler.simulation.allocator import CachingAllocator
 from profiler.simulation.cards import Card
 from profiler.simulation.ledger import Ledger
@@ -22,10 +22,6 @@ GPU = torch.device("cuda", 0)
 # torch's own state of a GPU's random numbers has 16 bytes. Nothing is drawn, so that there is nothing to keep in it.
 _RNG_BYTES = 16
 _NATIVE_BF16 = 8  # the major compute capability from which on cards compute in bfloat16
-
-
-class UnknownOfCard(WorkloadError, AttributeError, RuntimeError):
-    """Code asks for something of a simulated card that nobody knows; `hasattr` says no, as of a card without it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,7 +175,7 @@ def _needs_cuda(this: StandIn) -> NoReturn:
     """What torch calls before anything that only CUDA itself can do."""
     asked = sys._getframe(2).f_code  # of torch's function, or of what called a kernel
     called = f" (torch.cuda.{asked.co_name})" if "cuda" in asked.co_filename else ""
-    raise UnknownOfCard(
+    raise WorkloadError(
         f"{users_place()} needs CUDA itself{called}, and {this.card.description} is simulated: leave it out for the prediction, "
         "or probe on a real device."
     )
