@@ -4,7 +4,8 @@
     ├── UsageError         an argument cannot be used; change the call            (exit status 2)
     ├── WorkloadError      the user's model, batch, loss or optimizer has a bug   (exit status 2)
     │   ├── ShortBatch     the batch maker gave fewer samples than were asked for
-    │   └── TooFewSamples  the model cannot train a micro-batch that small
+    │   ├── TooFewSamples  the model cannot train a micro-batch that small
+    │   └── UnknownOfCard  it asks for something of a simulated card that nobody knows
     ├── TrialError         a trial ended in a way that says nothing about memory  (exit status 2)
     ├── NothingFits        not even the smallest micro-batch fits                 (exit status 3)
     └── DeviceUnavailable  the device is absent or cannot do what was asked       (exit status 4)
@@ -48,6 +49,10 @@ class ShortBatch(WorkloadError):
 
 class TooFewSamples(WorkloadError):
     """The workload trains larger micro-batches only: BatchNorm has no variance of a single value."""
+
+
+class UnknownOfCard(WorkloadError, AttributeError):
+    """Code asks for something of a simulated card that nobody knows; to code that looks first (`hasattr`) the card lacks it."""
 
 
 class TrialError(MicrobatchError):

@@ -157,7 +157,7 @@ def _runner(
     from profiler.workers.in_process import HeldSource, InProcessRunner, directory_kept, random_states_kept
 
     if isinstance(workload, str):
-        with random_states_kept(), directory_kept():
+        with random_states_kept(), directory_kept(), device.standing_in():
             workload = TargetSource(target=workload, options=options.target_options).load()
     return InProcessRunner(), HeldSource(workload=workload)
 

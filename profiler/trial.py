@@ -200,7 +200,8 @@ def guarded(setting: Setting, job: Callable[[Device, Phase], T]) -> Done[T]:
     start = time.perf_counter()
     result: T | Failed
     try:
-        result = job(device, phase)
+        with device.standing_in():
+            result = job(device, phase)
     except (Exception, SystemExit) as error:  # a script that ends itself is a bug in the workload
         _close(device)  # first: making a report needs memory too
         result = _failed(error, device, phase, time.perf_counter() - start)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -134,6 +134,10 @@ class Device(ABC):
         from profiler.placing import Placement
 
         return Placement(self.torch_device)
+
+    def standing_in(self) -> AbstractContextManager[object]:
+        """What the user's code is loaded and trained in, so that it finds the device that it asks torch for."""
+        return nullcontext()
 
     @abstractmethod
     def synchronize(self) -> None:

@@ -110,6 +110,14 @@ class SimulatedDevice(Device):
     def placement(self) -> Placement:
         return self._opened()
 
+    def standing_in(self) -> AbstractContextManager[object]:
+        from profiler.dry_run.answers import StandIn
+        from profiler.dry_run.standing_in import at_load
+
+        return at_load(
+            StandIn(card=self._card, ledger=lambda: None if self._placement is None else self._placement.ledger)
+        )
+
     def synchronize(self) -> None:
         pass
 

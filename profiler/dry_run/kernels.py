@@ -29,8 +29,11 @@ _aten = torch.ops.aten
 class Kernels(TorchFunctionMode):
     """Runs, for each function of torch that is called, what CUDA would run for it.
 
-    compute_capability: the card's, by which attention kernels are chosen.
+    compute_capability: the card's, by which attention kernels are chosen. rests: whether it leaves functions as they are, as
+    while a batch is made of real tensors.
     """
+
+    rests = False
 
     def __init__(self, compute_capability: tuple[int, int], value_of: ValueOf) -> None:
         super().__init__()
@@ -58,9 +61,11 @@ class Kernels(TorchFunctionMode):
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if self.rests:
+            return func(*args, **kwargs)
         if torch.is_autocast_enabled("cpu") and func in _IN_FP32:
             args, kwargs = tree_map_only(Tensor, _widened, (args, kwargs))
-        args, kwargs = on_host(args, kwargs)
+        args, kwargs = on_host(func, args, kwargs)
         rewrite = self._rewrites.get(func)
         return (rewrite or func)(*args, **kwargs)
 

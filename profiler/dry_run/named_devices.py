@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._device import DeviceContext
 
 _CPU = torch.device("cpu")
-# By method, what runs for it where tensors are on the simulated card already.
-MOVES: dict[Any, Callable[..., Any]] = {Tensor.cuda: lambda tensor, *_, **__: tensor}
+# By method, what runs for it where tensors are on the simulated card already, and nothing is copied beside it.
+MOVES: dict[Any, Callable[..., Any]] = {
+    Tensor.cuda: lambda tensor, *_, **__: tensor,
+    Tensor.pin_memory: lambda tensor, *_, **__: tensor,
+    Tensor.is_pinned: lambda tensor, *_, **__: False,
+}
 
 
-def on_host(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a function of torch's with the CPU in the place of a GPU."""
-    if any(_is_gpu(value) for value in (*args, *kwargs.values())):
-        return tuple(map(_moved, args)), {name: _moved(value) for name, value in kwargs.items()}
+def on_host(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], device: torch.device = _CPU
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a function of torch's with `device` in the place of a GPU, but for what only makes its name."""
+    if func is torch.device:
+        return (
+            ((f"cuda:{args[0]}",), {})
+            if args and is_gpu(args[0], numbers=True) and isinstance(args[0], int)
+            else (args, kwargs)
+        )
+    if kwargs.get("pin_memory"):
+        kwargs = {**kwargs, "pin_memory": False}
+    if is_gpu(kwargs.get("device"), numbers=True):
+        kwargs = {**kwargs, "device": device}
+    if any(map(is_gpu, args)):
+        args = tuple(device if is_gpu(value) else value for value in args)
+    elif func is Tensor.to and is_gpu(args[1] if len(args) > 1 else None, numbers=True):
+        args = (args[0], device, *args[2:])
     return args, kwargs
 
 
@@ -31,39 +49,75 @@ class NoGpu(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in MOVES:
             return MOVES[func](*args)
-        if _is_gpu(kwargs.get("device")):
-            kwargs = {**kwargs, "device": torch.get_default_device()}
         # A tensor on the meta device stays where it is: it is a weight to be.
-        if func is Tensor.to and any(_is_gpu(value) for value in (*args[1:], *kwargs.values())):
-            kwargs = {**kwargs, "device": args[0].device} if "device" in kwargs else kwargs
-            args = (args[0], *(args[0].device if _is_gpu(value) else value for value in args[1:]))
+        device = args[0].device if func is Tensor.to else torch.get_default_device()
+        args, kwargs = on_host(func, args, kwargs, device)
         return func(*args, **kwargs)
 
 
-@contextmanager
-def autocast_on_host() -> Iterator[None]:
-    """`torch.autocast("cuda")` is the CPU's while it lasts, where it would do nothing without a GPU."""
-    original = torch.autocast.__init__
-
-    def init(
-        self: torch.autocast, device_type: str, dtype: torch.dtype | None = None, *args: Any, **kwargs: Any
-    ) -> None:
-        if _is_gpu(device_type):
-            device_type, dtype = "cpu", dtype or torch.get_autocast_dtype("cuda")
-        original(self, device_type, dtype, *args, **kwargs)
-
-    torch.autocast.__init__ = init  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        torch.autocast.__init__ = original  # type: ignore[method-assign]
+def is_gpu(value: Any, *, numbers: bool = False) -> bool:
+    """Whether `value` names a GPU. numbers: whether a number does, as where nothing else than a device can stand."""
+    if isinstance(value, torch.device):
+        return value.type == "cuda"
+    if isinstance(value, str):
+        return value.split(":")[0] == "cuda"
+    return numbers and isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_gpu(value: Any) -> bool:
-    return (isinstance(value, torch.device) and value.type == "cuda") or (
-        isinstance(value, str) and value.split(":")[0] == "cuda"
-    )
+# What runs for functions that are no functions of tensors, and that no mode sees. Each is given the original first.
 
 
-def _moved(value: Any) -> Any:
-    return _CPU if _is_gpu(value) else value
+def _autocast(
+    original: Any, self: Any, device_type: str, dtype: torch.dtype | None = None, *args: Any, **kwargs: Any
+) -> None:
+    """The CPU's, where a GPU's would do nothing without a GPU."""
+    if is_gpu(device_type):
+        device_type, dtype = "cpu", dtype or torch.get_autocast_dtype("cuda")
+    original(self, device_type, dtype, *args, **kwargs)
+
+
+def _is_autocast_enabled(original: Any, device_type: str = "cuda") -> Any:
+    return original("cpu" if is_gpu(device_type) else device_type)
+
+
+def _autocast_dtype(original: Any, device_type: str) -> Any:
+    """The CPU's where a GPU's autocast stands for it, else the GPU's own default."""
+    return original("cpu" if is_gpu(device_type) and torch.is_autocast_enabled("cpu") else device_type)
+
+
+def _set_default_device(original: Any, device: Any) -> Any:
+    """Nothing for the card: what names no device lies on it anyway, or on the meta device while a model is built."""
+    return None if is_gpu(device, numbers=True) else original(device)
+
+
+def _device_context(original: Any, self: Any, device: Any) -> None:
+    original(self, torch.get_default_device() if is_gpu(device, numbers=True) else device)
+
+
+def _module_to(original: Any, self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """The module itself where the card is all that it names: torch would swap its tensors with themselves, and cannot."""
+    if not (is_gpu(args[0] if args else None, numbers=True) or is_gpu(kwargs.get("device"), numbers=True)):
+        return original(self, *args, **kwargs)
+    rest = [value for value in args[1:] if isinstance(value, torch.dtype)]
+    named = {name: value for name, value in kwargs.items() if name in ("dtype", "memory_format") and value is not None}
+    return original(self, *rest, **named) if rest or named else self
+
+
+def _load(original: Any, file: Any, map_location: Any = None, *args: Any, **kwargs: Any) -> Any:
+    """What a GPU saved is read into host memory."""
+    if map_location is None or is_gpu(map_location):
+        map_location = _CPU
+    return original(file, map_location, *args, **kwargs)
+
+
+REROUTED: tuple[tuple[Any, str, Callable[..., Any]], ...] = (
+    (torch.autocast, "__init__", _autocast),
+    (torch, "is_autocast_enabled", _is_autocast_enabled),
+    (torch, "get_autocast_dtype", _autocast_dtype),
+    (torch, "set_default_device", _set_default_device),
+    (torch, "load", _load),
+    (DeviceContext, "__init__", _device_context),
+    (Tensor, "record_stream", lambda *_, **__: None),
+    (nn.Module, "cuda", lambda _, module, *__, **___: module),
+    (nn.Module, "to", _module_to),
+)

@@ -13,13 +13,15 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import _disable_current_modes
 
 from profiler.batches import map_tensors
+from profiler.dry_run.answers import StandIn
 from profiler.dry_run.fakes import Twins, make_fake
 from profiler.dry_run.kernels import Kernels
 from profiler.dry_run.known import Known
 from profiler.dry_run.libraries import Libraries
-from profiler.dry_run.named_devices import NoGpu, autocast_on_host
+from profiler.dry_run.named_devices import NoGpu
 from profiler.dry_run.optimizers import as_on_gpu, of_twins
 from profiler.dry_run.recorder import Recorder, out_of_memory
+from profiler.dry_run.standing_in import standing_in
 from profiler.dry_run.unknown import Assumptions
 from profiler.errors import WorkloadError
 from profiler.placing import Placement
@@ -48,13 +50,14 @@ class SimulatedPlacement(Placement):
     ) -> None:
         settings = settings or Settings()
         super().__init__(torch.device("cpu"))
-        self._card = card
         self.ledger = Ledger(
             CachingAllocator(capacity_bytes=capacity_bytes, expandable=settings.expandable_segments), out_of_memory
         )
+        self._stand_in = StandIn(card=card, ledger=lambda: self.ledger)
         # Tensors that a model keeps beside its parameters and buffers are made fake where they are used.
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._known = Known(self._mode)
+        self._kernels = Kernels(card.compute_capability, self._known.value_of)
         self._recorder = Recorder(
             self.ledger,
             Libraries(self.ledger, card, torch_version or _this_torch(), settings),
@@ -66,12 +69,13 @@ class SimulatedPlacement(Placement):
 
     def model(self, build: Callable[[], nn.Module]) -> nn.Module:
         """Built on the meta device, so that its weights take no memory, or for real where the builder needs their values."""
-        try:
-            with torch.device("meta"), NoGpu():
-                model = build()
-        except Exception:  # whatever the user's builder raises there, it raises below too if it is its own
-            with NoGpu():
-                model = build()
+        with standing_in(self._stand_in):
+            try:
+                with torch.device("meta"), NoGpu():
+                    model = build()
+            except Exception:  # whatever the user's builder raises there, it raises below too if it is its own
+                with NoGpu():
+                    model = build()
         _check_shapes(model)
         real = [buffer for buffer in model.buffers() if not buffer.is_meta]
         make_fake(model, self._twins)
@@ -97,17 +101,21 @@ class SimulatedPlacement(Placement):
     @contextmanager
     def training(self) -> Iterator[None]:
         with (
-            autocast_on_host(),
+            standing_in(self._stand_in),
             self._mode,
             self._recorder,
-            Kernels(self._card.compute_capability, self._known.value_of),
+            self._kernels,
         ):
             yield
 
     @contextmanager
     def host(self) -> Iterator[None]:
-        with _disable_current_modes(), NoGpu():
-            yield
+        self._kernels.rests = True
+        try:
+            with _disable_current_modes(), NoGpu():
+                yield
+        finally:
+            self._kernels.rests = False
 
 
 def _check_shapes(model: nn.Module) -> None:

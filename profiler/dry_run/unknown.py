@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from profiler.simulation.assumption import Assumption
 _aten = torch.ops.aten
 _TORCH = str(Path(torch.__file__).parent)
 _OURS = str(Path(__file__).parents[1])
+# With a separator: torchvision is not torch.
+_NOT_USERS = (f"{_TORCH}{os.sep}", f"{_OURS}{os.sep}", "<")
 # Gives the values of a tensor, which are not to be changed; None where nobody has them.
 ValueOf = Callable[[Tensor], Tensor | None]
 _OPTIMIZER_STEP = str(Path(_TORCH, "optim", "optimizer.py"))
@@ -58,7 +61,7 @@ def needed_values(value_of: ValueOf, tensor: Tensor, name: str) -> Tensor:
 def values_missing(name: str) -> WorkloadError:
     """The error that `name`, which no assumption can stand for, needs values; it names the user's line."""
     return WorkloadError(
-        f"{_place(*_users_line(_frames()))} needs the values of tensors ({name}), on a simulated card nothing is computed, and no "
+        f"{users_place()} needs the values of tensors ({name}), on a simulated card nothing is computed, and no "
         "assumption can stand for them: change the line, or probe on a real device."
     )
 
@@ -66,9 +69,14 @@ def values_missing(name: str) -> WorkloadError:
 def shapes_missing(func: Any) -> WorkloadError:
     """The error that nobody knows the shapes that `func` gives; it names the user's line."""
     return WorkloadError(
-        f"{_place(*_users_line(_frames()))} runs {_name_of(func)}, of which torch cannot tell what it gives without computing "
+        f"{users_place()} runs {_name_of(func)}, of which torch cannot tell what it gives without computing "
         "it, and on a simulated card nothing is computed: change the line, or probe on a real device."
     )
+
+
+def users_place() -> str:
+    """The file and line of the user's that runs, for messages."""
+    return _place(*_users_line(_frames()))
 
 
 def _frames() -> Iterator[FrameType]:
@@ -80,7 +88,7 @@ def _frames() -> Iterator[FrameType]:
 
 def _users_line(frames: Iterable[FrameType]) -> tuple[str, int]:
     """The file and line of the innermost frame that is neither ours nor torch's; "" and 0 where there is none."""
-    where = next((frame for frame in frames if not _is_ours_or_torchs(frame.f_code.co_filename)), None)
+    where = next((frame for frame in frames if not is_ours_or_torchs(frame.f_code.co_filename)), None)
     return ("", 0) if where is None else (where.f_code.co_filename, where.f_lineno)
 
 
@@ -92,8 +100,9 @@ def _name_of(func: Any) -> str:
     return str(func).removeprefix("aten.").split(".")[0]
 
 
-def _is_ours_or_torchs(file: str) -> bool:
-    return file.startswith((_TORCH, _OURS, "<"))
+def is_ours_or_torchs(file: str) -> bool:
+    """Whether code of that file is this package's or torch's, or lies in no file."""
+    return file.startswith(_NOT_USERS)
 
 
 def _unknown(func: Any, tensor: Tensor, file: str, line: int) -> str:

@@ -50,8 +50,8 @@ class CachingAllocator:
     expandable: one growing segment for each pool and stream. addresses: where segments come to lie.
 
     What may be read, after each event: `allocated_bytes` (in blocks that are in use, which is what PyTorch calls active too,
-    since a freed block is free at once), `reserved_bytes` (in segments), the peaks of both, and `retries`, how often every
-    free segment was released to try again (num_alloc_retries).
+    since a freed block is free at once), `reserved_bytes` (in segments), the peaks of both, also since `mark_peaks`, and
+    `retries`, how often every free segment was released to try again (num_alloc_retries).
     """
 
     def __init__(
@@ -63,6 +63,8 @@ class CachingAllocator:
         self.peak_allocated_bytes = 0
         self.reserved_bytes = 0
         self.peak_reserved_bytes = 0
+        self.marked_allocated_bytes = 0
+        self.marked_reserved_bytes = 0
         self.retries = 0
         self._pools: dict[tuple[int, bool], Pool] = {}
         # The first block of every segment, by address.
@@ -87,6 +89,8 @@ class CachingAllocator:
         self.allocated_bytes += block.size_bytes
         if self.allocated_bytes > self.peak_allocated_bytes:
             self.peak_allocated_bytes = self.allocated_bytes
+        if self.allocated_bytes > self.marked_allocated_bytes:
+            self.marked_allocated_bytes = self.allocated_bytes
         return block
 
     def free(self, block: Block) -> None:
@@ -107,6 +111,10 @@ class CachingAllocator:
                     self._unmap(block)
                 elif block.previous is None and block.next is None:
                     self._release(block)
+
+    def mark_peaks(self) -> None:
+        """The marked peaks begin anew, as with torch's reset_peak_memory_stats."""
+        self.marked_allocated_bytes, self.marked_reserved_bytes = self.allocated_bytes, self.reserved_bytes
 
     @property
     def inactive_split_bytes(self) -> int:
@@ -218,6 +226,7 @@ class CachingAllocator:
             return False
         self.reserved_bytes += size_bytes
         self.peak_reserved_bytes = max(self.peak_reserved_bytes, self.reserved_bytes)
+        self.marked_reserved_bytes = max(self.marked_reserved_bytes, self.reserved_bytes)
         return True
 
 

@@ -42,6 +42,11 @@ class Ledger:
         self.allocator.free(self._live.pop(number))
         self.events.append(Event("free", number))
 
+    def empty_cache(self) -> None:
+        """What the allocator holds for nothing goes back to the card."""
+        self.allocator.empty_cache()
+        self.events.append(Event("empty cache", 0))
+
     def pass_through(self, size_bytes: int) -> bool:
         """Whether there is memory for something that goes again at once, such as a workspace."""
         block = self.allocator.allocate(size_bytes)

@@ -13,10 +13,11 @@ from profiler.simulation.blocks import BLOCK_STEP_BYTES, SEGMENT_STEP_BYTES, Blo
 class Event(NamedTuple):
     """A storage comes into being, or goes. Its bytes and stream count where it comes; they are known where it goes.
 
+    Or every segment that nothing lies in is released, and no storage counts.
     storage: a number of the caller's, which may be used again once the storage is gone.
     """
 
-    kind: Literal["allocate", "free"]
+    kind: Literal["allocate", "free", "empty cache"]
     storage: int
     size_bytes: int = 0
     stream: int = 0
@@ -51,6 +52,9 @@ def replay(events: Iterable[Event], *, capacity_bytes: int | None = None, expand
     live: dict[int, Block] = {}
     ran_out = None
     for index, (kind, storage, size_bytes, stream) in enumerate(events):
+        if kind == "empty cache":
+            allocator.empty_cache()
+            continue
         if (kind == "allocate") == (storage in live):
             raise ValueError(_out_of_order(index, kind, storage))
         if kind == "free":
@@ -106,7 +110,7 @@ def peak_live_bytes(events: Iterable[Event]) -> int:
     for kind, storage, size_bytes, _ in events:
         if kind == "free":
             total -= live.pop(storage)
-        else:
+        elif kind == "allocate":
             live[storage] = rounded_up(size_bytes, BLOCK_STEP_BYTES)
             total += live[storage]
             peak = max(peak, total)

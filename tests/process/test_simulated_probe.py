@@ -26,6 +26,57 @@ def logging():
 
 LINE = next(number for number, line in enumerate((USER_FILE + LOGGING).splitlines(), 1) if "value.item()" in line)
 
+# A training file as people write them, for a GPU.
+FOR_A_GPU = """
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from profiler import Workload
+
+device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+torch.backends.cuda.matmul.allow_tf32 = True
+torch.cuda.manual_seed_all(7)
+dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+pos_weight = torch.ones(8, device=device)
+dataset = TensorDataset(torch.randn(64, 256), torch.rand(64, 8))
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Dropout(0.1))
+        self.head = nn.Linear(256, 8)
+
+    def forward(self, x):
+        assert x.is_cuda and x.device == next(self.parameters()).device
+        noise = torch.randn(x.shape, device=x.device)
+        return self.head(self.body(x + noise))
+
+
+def loss(model, batch):
+    x, y = (part.to(device, non_blocking=True) for part in batch)
+    with torch.autocast(device.type, dtype=dtype):
+        value = nn.functional.binary_cross_entropy_with_logits(model(x), y, pos_weight=pos_weight)
+    assert 0 < torch.cuda.memory_allocated() <= torch.cuda.max_memory_allocated()
+    torch.cuda.synchronize()
+    return value
+
+
+def batch(size):
+    return next(iter(DataLoader(dataset, batch_size=size, pin_memory=device.type == "cpu")))
+
+
+def workload():
+    model = Net().to(device)
+    print(f"{torch.cuda.get_device_name(0)}: {torch.cuda.get_device_properties(0).total_memory} bytes")
+    return Workload(
+        model=lambda: model,
+        make_batch=batch,
+        loss=loss,
+        optimizer=lambda parameters: torch.optim.AdamW(parameters, fused=device.type == "cuda"),
+    )
+"""
+
 COMMANDS = {
     "full": (
         *("probe", "train.py:workload", *CARD, "--effective-batch", "64", "--ceiling", "32"),
@@ -34,6 +85,7 @@ COMMANDS = {
     "plain": ("probe", "train.py:workload", *CARD, "--effective-batch", "8", "--ceiling", "4"),
     "value": ("probe", "train.py:logging", *CARD, *SHORT),
     "assumed": ("probe", "train.py:logging", *CARD, *SHORT, "--assume", f"train.py:{LINE}=0.5"),
+    "for a gpu": ("probe", "gpu.py:workload", *CARD, *SHORT),
     "misshapen": ("probe", "train.py:misshapen", *CARD, *SHORT),
     "unknown": ("probe", "train.py:workload", "--device", "sim:rtx306"),
     "soak": ("probe", "train.py:workload", *CARD, "--effective-batch", "8", "--soak", "5"),
@@ -44,11 +96,12 @@ COMMANDS = {
 
 
 class WithLogging(Runs):
-    """Whose train.py has a loss that prints a number."""
+    """Whose train.py has a loss that prints a number, and with a file that is for a GPU."""
 
     def prepare(self, folder: Path) -> None:
         with (folder / "train.py").open("a") as file:
             file.write(LOGGING)
+        (folder / "gpu.py").write_text(FOR_A_GPU)
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +154,11 @@ def test_a_bug_is_shown_without_the_simulation_beneath_it(ran: Runs) -> None:
     assert 'train.py", line' in errors
     assert "dry_run" not in errors
     assert "fake_tensor" not in errors
+
+
+def test_a_training_file_that_asks_for_a_gpu_finds_the_card(ran: Runs) -> None:
+    assert ran["for a gpu"].status == 0, ran["for a gpu"].errors
+    assert "Largest micro-batch" in ran["for a gpu"].output
 
 
 def test_what_cannot_be_is_refused_in_words(ran: Runs) -> None:

@@ -350,6 +350,25 @@ def test_pages_in_which_a_live_block_ends_stay() -> None:
 # --- Replaying -----------------------------------------------------------------------------------------------------
 
 
+def test_a_replay_empties_the_cache_where_it_was_emptied() -> None:
+    events = [allocate(1, 12 * MIB), free(1), Event("empty cache", 0), allocate(2, 14 * MIB)]
+
+    assert replay(events).peak_reserved_bytes == 14 * MIB
+    assert peak_live_bytes(events) == least_capacity(events) == 14 * MIB
+
+
+def test_marked_peaks_begin_anew_and_the_others_stay() -> None:
+    allocator = CachingAllocator()
+    for block in blocks_of(allocator, 12, 20):
+        allocator.free(block)
+
+    allocator.mark_peaks()
+    assert (allocator.marked_allocated_bytes, allocator.marked_reserved_bytes) == (0, 32 * MIB)
+    blocks_of(allocator, 12, 12)
+    assert (allocator.marked_allocated_bytes, allocator.marked_reserved_bytes) == (24 * MIB, 32 * MIB)
+    assert (allocator.peak_allocated_bytes, allocator.peak_reserved_bytes) == (32 * MIB, 32 * MIB)
+
+
 def test_a_replay_gives_the_peaks_and_says_where_memory_ran_out() -> None:
     events = [allocate(1, 12 * MIB), free(1), allocate(2, 14 * MIB), allocate(3, 0), free(3), allocate(1, 20 * MIB)]
 

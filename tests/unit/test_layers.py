@@ -93,6 +93,7 @@ VENDOR_EXCEPTIONS = {
     "switches": {"cuda", "cudnn", "mkldnn"},  # torch keeps its global switches under a vendor's name
     "workers.in_process": {"cuda"},  # the random states of all GPUs, put back after a probe in the caller's process
     "dry_run.named_devices": {"cuda"},  # code that names a GPU which is not there
+    "dry_run.answers": {"cuda"},  # code that asks for one
 }
 
 # A forked worker must not run the exit handlers of the process that it was forked from.
