@@ -69,13 +69,13 @@ def test_dropout_in_a_module_of_torch_is_seen_too() -> None:
 
 
 def _graph(output: Tensor) -> set[str]:
-    names, waiting = set(), [output.grad_fn]
+    seen, waiting = set[Any](), [output.grad_fn]
     while waiting:
         node = waiting.pop()
-        if node is not None and node.name() not in names:
-            names.add(node.name())
+        if node is not None and node not in seen:
+            seen.add(node)
             waiting += [following for following, _ in node.next_functions]
-    return names
+    return {node.name() for node in seen}
 
 
 def attend(**options: Any) -> Callable[..., Tensor]:
