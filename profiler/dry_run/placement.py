@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import _disable_current_modes
 
 from profiler.batches import map_tensors
+from profiler.dry_run.attention_choice import Target
 from profiler.dry_run.fakes import Twins, make_fake
 from profiler.dry_run.kernels import Kernels
 from profiler.dry_run.known import Known
@@ -33,8 +34,8 @@ from profiler.simulation.settings import Settings
 class SimulatedPlacement(Placement):
     """Fake twins whose memory is taken from `ledger`: a caching allocator with `capacity_bytes`, None for no limit.
 
-    assumptions: what lines give that need values, as `Assumption.parsed` reads them. settings: of torch's allocator and
-    cuBLAS, None for their defaults. torch_version: of the torch that is simulated, None for the one that runs.
+    assumptions: what lines give that need values, as `Assumption.parsed` reads them. settings: of torch's allocator,
+    cuBLAS and attention, None for their defaults. torch_version: of the torch that is simulated, None for the one that runs.
     """
 
     def __init__(
@@ -48,7 +49,12 @@ class SimulatedPlacement(Placement):
     ) -> None:
         settings = settings or Settings()
         super().__init__(torch.device("cpu"))
-        self._card = card
+        version = torch_version or _this_torch()
+        self._target = Target(
+            compute_capability=card.compute_capability,
+            torch_version=version,
+            prefers_cudnn=settings.prefers_cudnn_attention,
+        )
         self.ledger = Ledger(
             CachingAllocator(capacity_bytes=capacity_bytes, expandable=settings.expandable_segments), out_of_memory
         )
@@ -57,7 +63,7 @@ class SimulatedPlacement(Placement):
         self._known = Known(self._mode)
         self._recorder = Recorder(
             self.ledger,
-            Libraries(self.ledger, card, torch_version or _this_torch(), settings),
+            Libraries(self.ledger, card, version, settings),
             self._known,
             Assumptions([Assumption.parsed(text) for text in assumptions]),
         )
@@ -100,7 +106,7 @@ class SimulatedPlacement(Placement):
             autocast_on_host(),
             self._mode,
             self._recorder,
-            Kernels(self._card.compute_capability, self._known.value_of),
+            Kernels(self._target, self._known.value_of),
         ):
             yield
 
