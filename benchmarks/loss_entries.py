@@ -491,9 +491,7 @@ def _of_cross_entropy() -> Iterator[Entry]:
     yield from entries(DISTRIBUTIONS, "class probabilities, class weights", weight=CLASS_WEIGHTS)
 
 
-def _of_losses_with_parameters() -> Iterator[Entry]:
-    if not hasattr(nn, "LinearCrossEntropyLoss"):  # it came with torch 2.13
-        return
+def _of_the_last_layer() -> Iterator[Entry]:
     chunked = nn.LinearCrossEntropyOptions()
     weighted = _class_weights(CLASS_WEIGHTS)
     yield from _linear(HIDDEN_AND_LABELS)
@@ -509,7 +507,6 @@ def _of_losses_with_parameters() -> Iterator[Entry]:
         weight=CLASS_WEIGHTS,
         options=chunked,
     )
-    yield from _adaptive()
 
 
 def _linear(
@@ -589,7 +586,8 @@ ENTRIES: tuple[Entry, ...] = (
     *_of(nn.NLLLoss2d, PIXELS_IGNORED, "ignored targets", MEAN_OF_ITEMS, right=_targets, called=_log_softmax),
     *_of_labels(nn.CrossEntropyLoss, _as_it_is),
     *_of_cross_entropy(),
-    *_of_losses_with_parameters(),
+    *(_of_the_last_layer() if hasattr(nn, "LinearCrossEntropyLoss") else ()),  # it came with torch 2.13
+    *_adaptive(),
     *_functional(),
     *_people_write(),
 )

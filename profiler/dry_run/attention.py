@@ -1,4 +1,8 @@
-"""Which attention kernel CUDA takes, and what it keeps for backward (sdp_utils.cpp and attention.cpp of PyTorch 2.11 to 2.13)."""
+"""Attention as CUDA computes it: the kernel it takes, what that keeps for backward, and what it takes there for itself.
+
+Sources: aten/src/ATen/native/transformers/attention.cpp, cuda/attention.cu, cuda/attention_backward.cu, cuda/flash_attn/flash_api.cpp
+and aten/src/ATen/native/cudnn/MHA.cpp of PyTorch 2.11 to 2.14.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +12,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from profiler.dry_run.attention_choice import Call, Kernel, Target, chosen
+
 _aten = torch.ops.aten
-_LARGEST_FLASH_HEAD = 256
-# Rows of a mask are padded to so many elements for the memory-efficient kernel (pad_bias).
-_MASK_ALIGNMENT = 16
+# Strides of a mask are multiples of so many elements for the memory-efficient kernel (preprocess_mask).
+_MASK_ALIGNMENT = 8
 
 
 def attention(
-    compute_capability: tuple[int, int],
+    target: Target,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -25,116 +30,121 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """`scaled_dot_product_attention` by the kernel that CUDA would choose: flash, else memory-efficient, else math.
+    """`scaled_dot_product_attention` by the kernel that CUDA would choose.
 
-    query, key, value: (batch, heads, sequence, head size).
+    query, key, value: (batch, heads, sequence, head size). Raises RuntimeError as torch does: where no kernel is left, and
+    where a mask comes with is_causal and the kernel, or any since 2.14, does not take both.
     """
-    dtype = _dtype(query)
-    query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    fused = query.dim() == 4 and query.numel() > 0 and key.numel() > 0
-    if fused and attn_mask is None and _flash_takes(compute_capability, query, key, value):
-        return _flash(query, key, value, dropout_p, is_causal, scale)
-    mask = _as_bias(attn_mask, dtype)
-    if fused and not enable_gqa and _efficient_takes(compute_capability, query, key, value):
-        return _efficient(query, key, value, mask, dropout_p, is_causal, scale)
-    return _math(query, key, value, mask, dropout_p, is_causal, scale, enable_gqa=enable_gqa)
-
-
-def _dtype(query: Tensor) -> torch.dtype:
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
-
-
-def _flash_takes(compute_capability: tuple[int, int], query: Tensor, key: Tensor, value: Tensor) -> bool:
-    head = query.shape[-1]
-    return (
-        query.dtype in (torch.float16, torch.bfloat16)
-        and compute_capability >= (8, 0)
-        and head <= _LARGEST_FLASH_HEAD
-        and head == key.shape[-1] == value.shape[-1]
+    query, key, value = _cast(query), _cast(key), _cast(value)
+    mask = None if attn_mask is None else _cast(attn_mask)
+    # Since 2.14 one sample without a batch is a batch of one.
+    single = target.torch_version >= (2, 14) and query.dim() == key.dim() == value.dim() == 3
+    if single:
+        query, key, value = query[None], key[None], value[None]
+        mask = None if mask is None else mask[(None,) * (4 - mask.dim())]
+    call = Call(
+        query=query, key=key, value=value, mask=mask, dropout_p=dropout_p, is_causal=is_causal, enable_gqa=enable_gqa
     )
+    kernel = chosen(call, target)
+    if is_causal and mask is not None and (kernel is Kernel.MATH or target.torch_version >= (2, 14)):
+        raise RuntimeError("_scaled_dot_product_attention: Explicit attn_mask should not be set when is_causal=True")
+    output = _RUN[kernel](call, scale)
+    return output[0] if single else output
 
 
-def _efficient_takes(compute_capability: tuple[int, int], query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Whether head sizes are aligned as the kernel needs (check_head_dim_size_mem_efficient) and the type is one of its own."""
-    if query.dtype == torch.float64 or compute_capability < (5, 0):
-        return False
-    if query.dtype == torch.bfloat16 and compute_capability < (8, 0):
-        return False
-    tensor_cores = compute_capability >= (8, 0) or (compute_capability >= (7, 0) and query.dtype != torch.float32)
-    alignment = 4
-    if query.dtype != torch.float32 and tensor_cores:
-        alignment = 8
-    elif not tensor_cores:
-        alignment = 1
-    same_heads = query.shape[1] == key.shape[1] == value.shape[1]
-    return same_heads and query.shape[-1] % alignment == 0 and value.shape[-1] % alignment == 0
+def _cast(tensor: Tensor) -> Tensor:
+    """As autocast does it for this operation (autocast_mode.h, AT_FORALL_LOWER_PRECISION_FP): masks of numbers too."""
+    if not torch.is_autocast_enabled("cpu") or not tensor.is_floating_point() or tensor.dtype == torch.float64:
+        return tensor
+    return tensor.to(torch.get_autocast_dtype("cpu"))
 
 
-def _as_bias(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+def _bias(call: Call) -> Tensor | None:
     """A mask of bools as one of numbers (convert_boolean_attn_mask)."""
+    mask, dtype = call.mask, call.query.dtype
     if mask is None or mask.dtype != torch.bool:
         return mask
-    return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask.logical_not(), -math.inf)
+    return torch.where(mask, torch.scalar_tensor(0.0, dtype=dtype), torch.scalar_tensor(-math.inf, dtype=dtype))
 
 
-def _flash(query: Tensor, key: Tensor, value: Tensor, dropout_p: float, is_causal: bool, scale: float | None) -> Tensor:
+def _flash(call: Call, scale: float | None) -> Tensor:
     """Heads are padded to a multiple of 8 (pad_last_dim), and the output is cut to what it was."""
+    query, key, value = call.query, call.key, call.value
     head = query.shape[-1]
     scale = 1 / math.sqrt(head) if scale is None else scale
     missing = -head % 8
     if missing:
         query, key, value = (functional.pad(tensor, (0, missing)) for tensor in (query, key, value))
     output: Tensor = _aten._scaled_dot_product_flash_attention(
-        query, key, value, dropout_p, is_causal, False, scale=scale
+        query, key, value, call.dropout_p, call.is_causal, False, scale=scale
     )[0]
     return output[..., :head] if missing else output
 
 
-def _efficient(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    dropout_p: float,
-    is_causal: bool,
-    scale: float | None,
-) -> Tensor:
+def _efficient(call: Call, scale: float | None) -> Tensor:
     """The mask is padded where its rows are not aligned, and expanded without memory."""
+    mask = _bias(call)
     if mask is not None:
-        length = mask.shape[-1]
-        missing = -length % _MASK_ALIGNMENT
-        if missing:
-            mask = functional.pad(mask, (0, missing))[..., :length]
-        mask = mask.expand(*query.shape[:-1], key.shape[-2])
-    needs_backward = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
+        mask = _aligned(mask).expand(*call.query.shape[:-1], call.key.shape[-2])
     output: Tensor = _aten._scaled_dot_product_efficient_attention(
-        query, key, value, mask, needs_backward, dropout_p, is_causal, scale=scale
+        call.query, call.key, call.value, mask, call.needs_backward, call.dropout_p, call.is_causal, scale=scale
     )[0]
     return output
 
 
-def _math(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout_p: float, is_causal: bool,
-    scale: float | None, *, enable_gqa: bool,
-) -> Tensor:  # fmt: skip
+def _aligned(mask: Tensor) -> Tensor:
+    """`mask`, or a copy with longer rows (aligned_tensor, pad_bias): longer by a whole alignment where only strides were off."""
+    if mask.stride(-1) == 1 and all(stride % _MASK_ALIGNMENT == 0 for stride in mask.stride()[:-1]):
+        return mask
+    length = mask.shape[-1]
+    return functional.pad(mask, (0, _MASK_ALIGNMENT - length % _MASK_ALIGNMENT))[..., :length]
+
+
+def _cudnn(call: Call, scale: float | None) -> Tensor:
+    """Keeps its inputs, the mask as numbers, the output and one number a row in fp32; grouped heads are not expanded.
+
+    The output lies in memory as the query does (alloc_with_matching_layout), gradients as what they are of (empty_like). Without
+    a backward cuDNN leaves the numbers of the rows out, which here are given back at once. Its workspaces are not known.
+    """
+    output: Tensor = _aten._scaled_dot_product_cudnn_attention(
+        call.query, call.key, call.value, _bias(call), call.needs_backward, call.dropout_p, call.is_causal, False,
+        scale=scale,
+    )[0]  # fmt: skip
+    return output
+
+
+def _math(call: Call, scale: float | None) -> Tensor:
     """Every step an operation of its own, with the square matrix kept (_scaled_dot_product_attention_math).
 
-    Half precision is computed in fp32 where reduction in it is not allowed, which is torch's default.
+    Half precision is computed in fp32 unless the user allowed reduction in it.
     """
+    query, key, value, mask = call.query, call.key, call.value, _bias(call)
     dtype = query.dtype
-    if dtype in (torch.float16, torch.bfloat16):
+    if dtype in (torch.float16, torch.bfloat16) and not torch._C._get_math_sdp_allow_fp16_bf16_reduction():
         query, key, value = query.float(), key.float(), value.float()
-    if is_causal:
+    if call.is_causal:
         ones = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
-        mask = _as_bias(ones, query.dtype)
-    if enable_gqa:
-        repeats = query.shape[-3] // key.shape[-3]
-        key, value = key.repeat_interleave(repeats, -3), value.repeat_interleave(repeats, -3)
+        mask = _bias(Call(query=query, key=key, value=value, mask=ones))
+    if call.enable_gqa:
+        key, value = _repeated(key, query.shape[-3]), _repeated(value, query.shape[-3])
     factor = math.sqrt(1 / math.sqrt(query.shape[-1]) if scale is None else scale)
     scores = torch.matmul(query * factor, key.transpose(-2, -1) * factor)
     if mask is not None:
         scores.add_(mask)
-    weights = torch._safe_softmax(scores, -1) if mask is not None else torch.softmax(scores, -1)
-    if dropout_p > 0:
-        weights = _aten.native_dropout(weights, dropout_p, True)[0]
+    weights = torch._safe_softmax(scores, -1)
+    if call.dropout_p > 0:
+        weights = _aten.native_dropout(weights, call.dropout_p, True)[0]
     return torch.matmul(weights, value).to(dtype)
+
+
+def _repeated(tensor: Tensor, heads: int) -> Tensor:
+    """Keys or values once for each head of the queries (pre_process_group_query_attention_input)."""
+    groups = tensor.shape[-3]
+    if groups == heads:
+        return tensor
+    if groups == 0 or heads % groups:
+        raise RuntimeError("Number of heads in key and value must divide the number of heads in query")
+    return tensor.repeat_interleave(heads // groups, -3)
+
+
+_RUN = {Kernel.FLASH: _flash, Kernel.EFFICIENT: _efficient, Kernel.CUDNN: _cudnn, Kernel.MATH: _math}

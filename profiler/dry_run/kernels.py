@@ -1,7 +1,7 @@
 """The operations that CUDA runs where the CPU runs others: which attention, dropout, norm and RNN kernels, and autocast's list.
 
 Above autograd, since what is kept for backward follows from the operation. Sources: aten/src/ATen/native/Dropout.cpp,
-transformers/cuda/sdp_utils.cpp, transformers/attention.cpp, RNN.cpp, layer_norm.cpp, autocast_mode.h of PyTorch 2.11 to 2.13.
+transformers/cuda/sdp_utils.cpp, transformers/attention.cpp, RNN.cpp, layer_norm.cpp, autocast_mode.h of PyTorch 2.11 to 2.14.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from profiler.dry_run.attention import attention
+from profiler.dry_run.attention_choice import Target
 from profiler.dry_run.ctc import ctc_loss
 from profiler.dry_run.leaving import leaving
 from profiler.dry_run.named_devices import MOVES, on_host
@@ -29,18 +30,16 @@ _aten = torch.ops.aten
 class Kernels(TorchFunctionMode):
     """Runs, for each function of torch that is called, what CUDA would run for it.
 
-    compute_capability: the card's, by which attention kernels are chosen. rests: whether it leaves functions as they are, as
-    while a batch is made of real tensors.
+    target: the card and torch, by which attention kernels are chosen. rests: whether it leaves functions as they are, as while
+    a batch is made of real tensors.
     """
 
     rests = False
 
-    def __init__(self, compute_capability: tuple[int, int], value_of: ValueOf) -> None:
+    def __init__(self, target: Target, value_of: ValueOf) -> None:
         super().__init__()
         self._rewrites: dict[Any, Callable[..., Any]] = {
-            functional.scaled_dot_product_attention: lambda *args, **kwargs: attention(
-                compute_capability, *args, **kwargs
-            ),
+            functional.scaled_dot_product_attention: lambda *args, **kwargs: attention(target, *args, **kwargs),
             functional.dropout: _dropout,
             torch.dropout: _dropout,
             functional.rms_norm: _rms_norm,

@@ -1,8 +1,8 @@
-"""What cuBLAS and cuDNN take from the caching allocator beside the outputs of an operation.
+"""What cuBLAS, cuDNN and attention take from the caching allocator beside the outputs of an operation.
 
 cuBLAS: a workspace for each handle, made at its first matrix product and kept. Through torch 2.14 a handle is a thread's,
 and backward runs in a thread of its own, so that there are two (aten/src/ATen/cuda/CublasHandlePool.cpp); in 2.15 it is taken
-and given back with each product. cuDNN: a workspace during a convolution; see `workspaces`.
+and given back with each product. cuDNN: a workspace during a convolution; see `workspaces`. Attention: see `attention_memory`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from profiler.dry_run.attention_memory import temporaries
 from profiler.dry_run.workspaces import forward_workspace
 from profiler.simulation.cards import Card
 from profiler.simulation.ledger import Ledger
@@ -60,6 +61,8 @@ class Libraries:
             self._use_cublas(func)
         elif func is _aten.convolution.default and (size_bytes := forward_workspace(args[0], result, groups=args[8])):
             self._ledger.pass_through(size_bytes)
+        for number in [self._ledger.take(size_bytes) for size_bytes in temporaries(func, args, result)]:
+            self._ledger.give_back(number)
 
     def _use_cublas(self, func: Any) -> None:
         in_backward = torch._C._current_graph_task_id() != -1

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from profiler.batches import map_tensors
 from profiler.dry_run.answers import StandIn
+from profiler.dry_run.attention_choice import Target
 from profiler.dry_run.fakes import Twins, make_fake
 from profiler.dry_run.kernels import Kernels
 from profiler.dry_run.known import Known
@@ -35,8 +36,8 @@ from profiler.simulation.settings import Settings
 class SimulatedPlacement(Placement):
     """Fake twins whose memory is taken from `ledger`: a caching allocator with `capacity_bytes`, None for no limit.
 
-    assumptions: what lines give that need values, as `Assumption.parsed` reads them. settings: of torch's allocator and
-    cuBLAS, None for their defaults. torch_version: of the torch that is simulated, None for the one that runs.
+    assumptions: what lines give that need values, as `Assumption.parsed` reads them. settings: of torch's allocator,
+    cuBLAS and attention, None for their defaults. torch_version: of the torch that is simulated, None for the one that runs.
     """
 
     def __init__(
@@ -50,6 +51,12 @@ class SimulatedPlacement(Placement):
     ) -> None:
         settings = settings or Settings()
         super().__init__(torch.device("cpu"))
+        version = torch_version or _this_torch()
+        target = Target(
+            compute_capability=card.compute_capability,
+            torch_version=version,
+            prefers_cudnn=settings.prefers_cudnn_attention,
+        )
         self.ledger = Ledger(
             CachingAllocator(capacity_bytes=capacity_bytes, expandable=settings.expandable_segments), out_of_memory
         )
@@ -57,10 +64,10 @@ class SimulatedPlacement(Placement):
         # Tensors that a model keeps beside its parameters and buffers are made fake where they are used.
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._known = Known(self._mode)
-        self._kernels = Kernels(card.compute_capability, self._known.value_of)
+        self._kernels = Kernels(target, self._known.value_of)
         self._recorder = Recorder(
             self.ledger,
-            Libraries(self.ledger, card, torch_version or _this_torch(), settings),
+            Libraries(self.ledger, card, version, settings),
             self._known,
             Assumptions([Assumption.parsed(text) for text in assumptions]),
         )

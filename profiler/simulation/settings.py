@@ -1,4 +1,4 @@
-"""Settings of torch's allocator and of cuBLAS that a simulated card follows, from the variables that set them; standard library only."""
+"""Settings of torch's allocator, of cuBLAS and of attention that a simulated card follows, from the variables that set them; standard library only."""
 
 from __future__ import annotations
 
@@ -12,16 +12,21 @@ from profiler.units import KIB
 # The newer name, which comes first, and the older one.
 _ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
+_ATTENTION = "TORCH_CUDNN_SDPA_DEPRIORITIZED"
 # What changes a prediction, for records to name.
-FOLLOWED = (*_ALLOCATOR, _CUBLAS)
+FOLLOWED = (*_ALLOCATOR, _CUBLAS, _ATTENTION)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """expandable_segments: of the allocator. cublas_workspace_bytes: of each handle, None where the card's default holds."""
+    """expandable_segments: of the allocator. cublas_workspace_bytes: of each handle, None where the card's default holds.
+
+    prefers_cudnn_attention: whether cuDNN's attention comes first on the cards where torch prefers it.
+    """
 
     expandable_segments: bool = False
     cublas_workspace_bytes: int | None = None
+    prefers_cudnn_attention: bool = True
 
 
 def settings_of(environment: Mapping[str, str]) -> Settings:
@@ -38,7 +43,11 @@ def settings_of(environment: Mapping[str, str]) -> Settings:
                 "Unset it for the prediction, or probe on the card itself."
             )
         expandable = value.lower() == "true"
-    return Settings(expandable_segments=expandable, cublas_workspace_bytes=_cublas_bytes(environment.get(_CUBLAS)))
+    return Settings(
+        expandable_segments=expandable,
+        cublas_workspace_bytes=_cublas_bytes(environment.get(_CUBLAS)),
+        prefers_cudnn_attention=environment.get(_ATTENTION) != "1",  # as torch reads its switches
+    )
 
 
 def _cublas_bytes(text: str | None) -> int | None:

@@ -92,6 +92,7 @@ VENDOR_WORDS = {"cuda", "cudnn", "mkldnn", "mps", "xpu", "hip", "npu"}
 VENDOR_EXCEPTIONS = {
     "switches": {"cuda", "cudnn", "mkldnn"},  # torch keeps its global switches under a vendor's name
     "workers.in_process": {"cuda"},  # the random states of all GPUs, put back after a probe in the caller's process
+    "dry_run.attention_choice": {"cuda"},  # the switches of attention, which torch keeps under a vendor's name
     "dry_run.named_devices": {"cuda"},  # code that names a GPU which is not there
     "dry_run.answers": {"cuda"},  # code that asks for one
 }

@@ -27,6 +27,12 @@ from profiler.units import KIB
             Settings(expandable_segments=True),
             id="several",
         ),
+        pytest.param(
+            {"TORCH_CUDNN_SDPA_DEPRIORITIZED": "1"},
+            Settings(prefers_cudnn_attention=False),
+            id="cuDNN's attention last",
+        ),
+        pytest.param({"TORCH_CUDNN_SDPA_DEPRIORITIZED": "0"}, Settings(), id="cuDNN's attention as it is"),
         pytest.param({"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}, Settings(cublas_workspace_bytes=32768 * KIB), id="cuBLAS"),
         pytest.param(
             {"CUBLAS_WORKSPACE_CONFIG": ":4096:2:16:8"},
