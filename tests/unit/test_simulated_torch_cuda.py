@@ -321,7 +321,11 @@ def refuse() -> None:
     raise Refused
 
 
-@pytest.mark.parametrize("places", [{}, {"build": refuse}, {"forward": refuse}, {"data": refuse}], ids=str)
+@pytest.mark.parametrize(
+    "places",
+    [{}, {"build": refuse}, {"forward": refuse}, {"data": refuse}],
+    ids=lambda places: "-".join(places) or "nothing raised",
+)
 def test_torch_is_afterwards_as_it_was(places: dict[str, Any]) -> None:
     before = state()
 
