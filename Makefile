@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: probe test lint check results finders gpu clean
+.PHONY: probe test lint check results simulated finders gpu clean
 
 probe: .venv/probe.stamp
 	$(BIN)/microbatch probe --effective-batch 256
@@ -22,6 +22,11 @@ check: lint test
 results: .venv/test.stamp
 	$(BIN)/python -m benchmarks.reference_runs
 	$(BIN)/python -m benchmarks.search_cost
+	$(BIN)/python -m benchmarks.readme
+
+# Plans for cards that are not here, and what the README says of them.
+simulated: .venv/models.stamp
+	$(BIN)/python -m benchmarks.simulated_runs
 	$(BIN)/python -m benchmarks.readme
 
 # Finders that people use beside ours, on the CPU, and what the README says of them.
@@ -43,6 +48,10 @@ gpu:
 .venv/test.stamp: pyproject.toml constraints.txt | .venv/bin/python
 	$(PIP) install --constraint constraints.txt --editable '.[test]'
 	touch $@ .venv/probe.stamp
+
+.venv/models.stamp: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) install --constraint constraints.txt --editable '.[test,models]'
+	touch $@ .venv/test.stamp .venv/probe.stamp
 
 .venv/finders.stamp: pyproject.toml constraints.txt | .venv/bin/python
 	$(PIP) install --constraint constraints.txt --editable '.[test,benchmarks]'

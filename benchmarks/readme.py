@@ -9,11 +9,11 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.finder_rows import from_csv, goals, number, summaries
-from benchmarks.reference_runs import SIMULATED
+from benchmarks.simulated_runs import SIMULATED
 from profiler.units import format_bytes
 
 ROOT = Path(__file__).parents[1]
@@ -40,7 +40,11 @@ def updated(readme: str) -> str:
     readme = _replaced(readme, "three ways", f"```\n{_plain(THREE_WAYS.read_text())}\n```")
     readme = _replaced(readme, "search cost", costs(COSTS.read_text()))
     readme = _replaced(readme, "finders", finders(FINDERS.read_text()))
-    readme = _replaced(readme, "simulated", simulated([ROOT / folder / "plan.json" for folder in SIMULATED]))
+    readme = _replaced(
+        readme,
+        "simulated",
+        simulated({ROOT / folder / "plan.json": target for folder, (target, _) in SIMULATED.items()}),
+    )
     return _replaced(readme, "prediction", prediction(PREDICTION.read_text()))
 
 
@@ -99,20 +103,20 @@ def finders(table: str) -> str:
     return "\n".join([*lines, "", *held])
 
 
-def simulated(plans: Sequence[Path]) -> str:
-    """A row a card: what may be used, the largest micro-batch, the plan and its peak."""
+def simulated(plans: Mapping[Path, str]) -> str:
+    """A row a plan of a target: what may be used, the largest micro-batch, the plan and its peak."""
     lines = [
-        "| device | memory | largest micro-batch | accumulation steps | micro-batches | predicted peak |",
-        "|---|---|---|---|---|---|",
+        "| workload | device | memory | largest micro-batch | accumulation steps | micro-batches | predicted peak |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for path in plans:
+    for path, target in plans.items():
         document = json.loads(path.read_text())
         assert document["predicted"], f"{path} was measured"
         plan = document["plan"]
         sizes = plan["micro_batch_sizes"]
         split = " + ".join(f"{sizes.count(size)} × {size}" for size in dict.fromkeys(sizes))
         lines.append(
-            f"| {document['device']} | {format_bytes(document['capacity_bytes'])} | {document['largest_fit']} | "
+            f"| `{target}` | {document['device']} | {format_bytes(document['capacity_bytes'])} | {document['largest_fit']} | "
             f"{plan['accumulation_steps']} | {split} | {format_bytes(plan['peak_bytes'])} |"
         )
     return "\n".join(lines)

@@ -3,7 +3,6 @@
 results/<workload>_cpu/    a probe's folder, output.txt: what it printed, and check.txt: what the check of it printed
 results/digits-resnet_eval_cpu/ the same of the largest batch for evaluation
 results/text-gpt_soak_cpu/ the same of a plan that was run for 200 optimizer steps, without a check
-results/gpt2_sim-<card>/   a probe's folder of a simulated card, and output.txt
 results/three_ways_cpu/    what examples/three_ways.py printed
 
     python -m benchmarks.reference_runs
@@ -28,24 +27,20 @@ RUNS = {
 # Its first samples are short, and what runs later is longer: what a soak is for.
 SOAK = ("--effective-batch", "16", "--soak", "200", "--no-compare", "--no-check")
 
-# Folders of probes on simulated cards, and the cards.
-SIMULATED = {f"results/gpt2_sim-{card}": f"sim:{card}" for card in ("t4", "rtx4090", "h100-80gb")}
-
 
 def main() -> None:
     """Run each, one after the other, since they are timed; end with the first status that is not 0."""
     for target, options in RUNS.items():
         folder = f"results/{target}_cpu"
-        _probe(target, options, folder)
+        run_probe(target, options, folder)
         _run("cli.py", "check", target, "--device", "cpu", to="check.txt", folder=folder)
-    _probe("digits-resnet", ("--eval",), "results/digits-resnet_eval_cpu")
-    _probe("text-gpt", SOAK, "results/text-gpt_soak_cpu")
-    for folder, device in SIMULATED.items():
-        _probe("hf:gpt2", ("--effective-batch", "512"), folder, device=device)
+    run_probe("digits-resnet", ("--eval",), "results/digits-resnet_eval_cpu")
+    run_probe("text-gpt", SOAK, "results/text-gpt_soak_cpu")
     _run("examples/three_ways.py", to="output.txt", folder="results/three_ways_cpu")
 
 
-def _probe(target: str, options: tuple[str, ...], folder: str, *, device: str = "cpu") -> None:
+def run_probe(target: str, options: tuple[str, ...], folder: str, *, device: str = "cpu") -> None:
+    """The folder of that command, with what it printed in output.txt; end with its status where it fails."""
     arguments = ("probe", target, *options, "--device", device, "--output", folder, "--force")
     _run("cli.py", *arguments, to="output.txt", folder=folder)
     _forget_directory(Path(folder, "records.jsonl"))

@@ -11,6 +11,8 @@ import torch
 
 from process.commands import environment
 from profiler import Decomposition, Workload, check_equivalence
+from profiler.devices import open_device
+from profiler.targets import TargetSource
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -75,3 +77,29 @@ def test_the_check_says_that_no_weights_of_parts_give_the_contrastive_loss() -> 
     assert not found.equal
     assert found.decomposes is Decomposition.NO
     assert "contrastive_by_parts.py" in found.advice
+
+
+@pytest.mark.parametrize(
+    ("device", "precision"),
+    [
+        pytest.param("sim:t4", "fp16", id="a card without bf16"),
+        pytest.param("sim:rtx4090", "bf16", id="a card with bf16"),
+    ],
+)
+def test_a_training_file_takes_the_precision_of_the_card_that_it_finds(device: str, precision: str) -> None:
+    with open_device(device).standing_in():
+        workload = TargetSource(f"{EXAMPLES / 'denoiser.py'}:workload").load()
+
+    assert workload.precision == precision
+
+
+def test_the_denoiser_learns_from_a_step() -> None:
+    script: dict[str, Any] = runpy.run_path(str(EXAMPLES / "denoiser.py"))
+    torch.manual_seed(0)
+    model, batch = script["Denoiser"](), script["images_and_noise"](1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = script["noise_loss"](model, batch)
+    before.backward()
+    optimizer.step()
+
+    assert script["noise_loss"](model, batch).item() < before.item()

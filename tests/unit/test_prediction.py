@@ -27,7 +27,7 @@ from benchmarks.prediction_rows import (
     to_csv,
 )
 from benchmarks.readme import ESTIMATORS, ROOT, prediction, simulated
-from benchmarks.reference_runs import SIMULATED
+from benchmarks.simulated_runs import CARDS, SIMULATED, TARGETS
 from profiler.units import MIB
 
 RUNS = runs_of(DATA.read_text())
@@ -215,12 +215,12 @@ def test_the_readme_has_a_row_for_each_estimator() -> None:
 
 
 def test_the_readme_shows_predicted_plans_alone(tmp_path: Path) -> None:
-    plans = [ROOT / folder / "plan.json" for folder in SIMULATED]
+    plans = {ROOT / folder / "plan.json": target for folder, (target, _) in SIMULATED.items()}
     measured = tmp_path / "plan.json"
-    measured.write_text(plans[0].read_text().replace('"predicted": true', '"predicted": false'))
+    measured.write_text(next(iter(plans)).read_text().replace('"predicted": true', '"predicted": false'))
 
-    assert [row.split(" | ")[0] for row in simulated(plans).splitlines()[2:]] == [
-        f"| {card}" for card in SIMULATED.values()
+    assert [row.split(" | ")[:2] for row in simulated(plans).splitlines()[2:]] == [
+        [f"| `{target}`", f"sim:{card}"] for target in TARGETS.values() for card in CARDS
     ]
     with pytest.raises(AssertionError, match="was measured"):
-        simulated([measured])
+        simulated({measured: "a model"})
