@@ -97,7 +97,7 @@ def test_the_denoiser_learns_from_a_step() -> None:
     script: dict[str, Any] = runpy.run_path(str(EXAMPLES / "denoiser.py"))
     torch.manual_seed(0)
     model, batch = script["Denoiser"](), script["images_and_noise"](1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.005)
     before = script["noise_loss"](model, batch)
     before.backward()
     optimizer.step()
