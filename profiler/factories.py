@@ -47,7 +47,8 @@ def workload_of_factory(place: str, name: str, directory: Path) -> Workload:
     return made
 
 
-def _load_file(path: Path) -> ModuleType:
+def refuse_missing(path: Path) -> None:
+    """Raise UsageError, with the nearest names beside it, unless `path` is a file."""
     path = path.resolve()
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
@@ -56,6 +57,11 @@ def _load_file(path: Path) -> ModuleType:
             f"the file {path} {what}: a target is path/to/file.py:factory, the path from the current directory."
             f"{did_you_mean(path.name, siblings)}"
         )
+
+
+def _load_file(path: Path) -> ModuleType:
+    path = path.resolve()
+    refuse_missing(path)
     _put_first_on_path(path.parent)
     # The path is in the name, so that two files of one name are two modules.
     stem = re.sub(r"\W", "_", path.stem)

@@ -150,6 +150,7 @@ def _runner(
     elif options.isolation == "process":
         if isinstance(workload, str):
             target = TargetSource(target=workload, options=options.target_options)
+            target.check()
             return ProcessRunner(device, target.imports, exact=exact), target
         if not workload.lives_on_accelerator:
             return ProcessRunner(device, exact=exact), LiveSource.of(workload)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from profiler.architectures import LIBRARIES, named_architecture
 from profiler.errors import UsageError, WorkloadError
 from profiler.examples import EXAMPLES
-from profiler.factories import MODULE_PREFIX, workload_of_factory
+from profiler.factories import MODULE_PREFIX, refuse_missing, workload_of_factory
 from profiler.nearest import did_you_mean
 from profiler.tracebacks import user_traceback
 
@@ -77,6 +77,7 @@ class TargetSource:
 
         Raises UsageError where the target or an option cannot be used, WorkloadError where the user's code fails.
         """
+        self.check()
         workload = self._named()
         changes: dict[str, Any] = {}
         if self.options.precision is not None:
@@ -101,21 +102,35 @@ class TargetSource:
     @property
     def imports(self) -> tuple[str, ...]:
         """The library that loading imports beside torch, which takes seconds: worth having before workers fork."""
-        library = LIBRARIES.get(self.target.partition(":")[0])
+        library = LIBRARIES.get(self._library)
         return () if library is None else (library,)
 
-    def _named(self) -> Workload:
-        if self.target.partition(":")[0] in LIBRARIES:
-            return named_architecture(self.target, **self.options.sizes())
+    def check(self) -> None:
+        """Raise UsageError for what the name alone says, or a file that is not there: at once, since nothing is imported."""
+        if self._library in LIBRARIES:
+            return
         self._refuse_sizes()
         if self.target in EXAMPLES:
-            return EXAMPLES[self.target]()
+            return
         place, separator, factory = self.target.rpartition(":")
-        if separator and place and factory:
-            if not (place.endswith(".py") or _is_module_name(place)):
-                raise UsageError(f"{place!r} is neither a .py file nor a module's name: a target is {FORMS}.")
-            return workload_of_factory(place, factory, Path(self.directory))
-        raise UsageError(self._incomplete())
+        if not (separator and place and factory):
+            raise UsageError(self._incomplete())
+        if place.endswith(".py"):
+            refuse_missing(Path(self.directory, place))
+        elif not _is_module_name(place):
+            raise UsageError(f"{place!r} is neither a .py file nor a module's name: a target is {FORMS}.")
+
+    @property
+    def _library(self) -> str:
+        return self.target.partition(":")[0]
+
+    def _named(self) -> Workload:
+        if self._library in LIBRARIES:
+            return named_architecture(self.target, **self.options.sizes())
+        if self.target in EXAMPLES:
+            return EXAMPLES[self.target]()
+        place, _, factory = self.target.rpartition(":")
+        return workload_of_factory(place, factory, Path(self.directory))
 
     def _refuse_sizes(self) -> None:
         for name in self.options.sizes():

@@ -53,6 +53,28 @@ def test_defining_a_source_imports_no_torch() -> None:
 
 
 @pytest.mark.parametrize(
+    "target",
+    [
+        pytest.param("no-such-example", id="an example that there is none of"),
+        pytest.param("missing.py:workload", id="a file that is not there"),
+        pytest.param("train.py", id="no factory"),
+        pytest.param("1.2:workload", id="no module's name"),
+    ],
+)
+def test_what_the_name_alone_says_is_refused_without_importing_torch(target: str) -> None:
+    code = f"""
+import sys
+from profiler.targets import *
+try:
+    TargetSource({target!r}).check()
+except UsageError:
+    sys.exit(3 if 'torch' not in sys.modules else 4)
+"""
+
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 3
+
+
+@pytest.mark.parametrize(
     ("target", "imports"), [("hf:gpt2", ("transformers",)), ("timm:x", ("timm",)), ("digits-cnn", ())]
 )
 def test_the_library_that_loading_imports_is_known_before(target: str, imports: tuple[str, ...]) -> None:
