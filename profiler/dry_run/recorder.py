@@ -50,6 +50,8 @@ class Recorder(TorchDispatchMode):
         # By the address of the storage's C++ object, which no other has while it lives; None lies in host memory.
         self._numbers: dict[int, int | None] = {}
         self._sizes: dict[int, int] = {}
+        # Not the recorder itself: through the twins it holds the weights, and what is told of their end must not.
+        self._gone_by = weakref.WeakMethod(self._gone)
 
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -93,7 +95,7 @@ class Recorder(TorchDispatchMode):
         if key not in self._numbers:
             self._numbers[key] = None if on_host else self._ledger.take(size_bytes)
             self._sizes[key] = size_bytes
-            weakref.finalize(storage, self._gone, key).atexit = False
+            weakref.finalize(storage, _tell, self._gone_by, key).atexit = False
             return
         number = self._numbers[key]
         if number is not None and self._sizes[key] != size_bytes:  # resized
@@ -106,6 +108,13 @@ class Recorder(TorchDispatchMode):
         del self._sizes[key]
         if number is not None:
             self._ledger.give_back(number)
+
+
+def _tell(gone_by: Callable[[], Callable[[int], None] | None], key: int) -> None:
+    """Tell the recorder, if there still is one, that the storage of that key is gone."""
+    gone = gone_by()
+    if gone is not None:
+        gone(key)
 
 
 def out_of_memory(requested_bytes: int, allocated_bytes: int, reserved_bytes: int) -> Exception:

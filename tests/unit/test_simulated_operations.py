@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional
 from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
@@ -592,3 +594,11 @@ def test_a_live_optimizer_has_a_state_too() -> None:
         )
 
     assert taken(live=True) == taken(live=False)
+
+
+def test_a_trial_leaves_no_tensor_behind() -> None:
+    peak(linear)
+    peak(linear)
+    gc.collect()
+
+    assert [each for each in gc.get_objects() if type(each) is FakeTensor] == []
