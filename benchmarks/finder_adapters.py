@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from profiler import Workload
 from profiler.devices import Device
 from profiler.devices.out_of_memory import Failure, Verdict, classify
-from profiler.prober import sizing_schedule
+from profiler.schedules import sizing_schedule
 from profiler.steps import Phase, Training, run_step
 
 # toma has no default and never goes up; the edge should lie below. Its own example has 512.

@@ -16,7 +16,8 @@ from profiler.finder import find_largest
 from profiler.opening import open_prober
 from profiler.options import Options
 from profiler.outcomes import Fits, Trial
-from profiler.prober import SIZING_MICRO_BATCHES, Prober
+from profiler.prober import Prober
+from profiler.schedules import SIZING_MICRO_BATCHES
 
 REPEATS = 5
 # An edge that flips over more sizes than this is noise all over, which the table would show as a wrong answer.

@@ -38,9 +38,9 @@ from profiler.errors import DeviceUnavailable
 from profiler.events import Event, SizeTried, Started
 from profiler.files import replace_file
 from profiler.finder import find_largest
+from profiler.limits import Limits
 from profiler.opening import open_prober
 from profiler.options import Options
-from profiler.prober import Limits
 from profiler.report import Report
 from profiler.run_folder import safe_name
 from profiler.targets import TargetOptions

@@ -11,10 +11,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from profiler.devices import Device
+from profiler.schedules import Schedule
 from profiler.simulation.recordings import Origin, Recording
 from profiler.simulation.snapshots import Reading, steps_of
 from profiler.steps import Phase, run_step
-from profiler.trial import Failed, Schedule, Setting, guarded, started
+from profiler.trial import Failed, Setting, guarded, started
 from profiler.units import MIB
 
 _INDEX = 0

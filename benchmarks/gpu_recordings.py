@@ -186,7 +186,7 @@ def write_table(path: Path, rows: list[Row]) -> None:
 def record_one(target: str, precision: str, size: int, allowed_bytes: int | None, path: Path) -> None:
     """Records in this process, which must be a fresh one, and prints what came of it as JSON."""
     from benchmarks.gpu_recorder import NotReadable, record
-    from profiler.prober import sizing_schedule
+    from profiler.schedules import sizing_schedule
     from profiler.simulation.recordings import to_bytes
     from profiler.switches import Switches
     from profiler.targets import TargetOptions, TargetSource

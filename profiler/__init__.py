@@ -24,11 +24,11 @@ if TYPE_CHECKING:
         UsageError,
         WorkloadError,
     )
+    from profiler.limits import Limits
     from profiler.loop import accumulate
     from profiler.options import Options
     from profiler.outcomes import Finding, Fits, OutOfMemory, Purpose, Strategy, Throughput, Trial
     from profiler.plan import AccumulationPlan
-    from profiler.prober import Limits
     from profiler.report import Comparison, Report
     from profiler.soak import Soak
     from profiler.workload import Workload
@@ -41,7 +41,7 @@ _MODULES = {
     "Equivalence": "equivalence",
     "Finding": "outcomes",
     "Fits": "outcomes",
-    "Limits": "prober",
+    "Limits": "limits",
     "MicrobatchError": "errors",
     "NothingFits": "errors",
     "Options": "options",

@@ -10,12 +10,13 @@ from profiler.equivalence import DEFAULT_CHECKED_SAMPLES, Equivalence
 from profiler.errors import MicrobatchError, NothingFits, TrialError, UsageError
 from profiler.events import Event, Found, Noted, Observer, SoakEnded, unobserved
 from profiler.finder import climb, find_largest, note_falls, note_repeats
+from profiler.limits import Limits
 from profiler.opening import open_prober
 from profiler.options import DEFAULT_HEADROOM, Options
 from profiler.outcomes import Finding, Purpose, Trial
 from profiler.plan import AccumulationPlan, check_effective_batch
 from profiler.planner import Goal, make_plan, note_spread, time_ladder
-from profiler.prober import Limits, Prober
+from profiler.prober import Prober
 from profiler.records import Records
 from profiler.replay import Replay
 from profiler.report import Comparison, Report

@@ -6,7 +6,7 @@ from profiler.errors import UsageError
 from profiler.events import Compared, Started
 from profiler.outcomes import Outcome, Strategy, Trial
 from profiler.prober import Prober
-from profiler.trial import Schedule
+from profiler.schedules import Schedule
 
 DEFAULT_MOST_STEPS = 32
 

@@ -9,7 +9,7 @@ from profiler.curve import falls
 from profiler.events import Found, Noted
 from profiler.multiples import try_size
 from profiler.outcomes import Finding, Fits, Outcome, Purpose, Refused, Trial
-from profiler.prober import Prober, needed_bytes
+from profiler.prober import Prober
 from profiler.search import Observation, SearchResult, largest_fit
 from profiler.smallest import try_smallest
 from profiler.surprise import surprises, unsure
@@ -84,7 +84,7 @@ def _search(
 
 def _observation(outcome: Outcome) -> Observation:
     if isinstance(outcome, Fits):
-        return Observation(fits=True, peak_bytes=None if outcome.allocator_retries else needed_bytes(outcome))
+        return Observation(fits=True, peak_bytes=None if outcome.allocator_retries else outcome.needed_bytes)
     return Observation(fits=False, at_most=outcome.at_most if isinstance(outcome, Refused) else None)
 
 

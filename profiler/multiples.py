@@ -6,7 +6,8 @@ from math import lcm
 
 from profiler.errors import MicrobatchError, ShortBatch, WorkloadError
 from profiler.outcomes import Fits, OutOfMemory, Purpose, Refused, Trial
-from profiler.prober import Prober, schedule_for
+from profiler.prober import Prober
+from profiler.schedules import schedule_for
 
 # A model that fails at the smallest size may take these multiples of it only.
 MULTIPLES_TRIED = (2, 4, 8)

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from profiler.errors import UsageError
+from profiler.limits import Limits
 from profiler.plan import check_effective_batch, check_equal_shares, check_multiple
-from profiler.prober import Limits
 from profiler.simulation.assumption import Assumption
 from profiler.simulation.cards import is_simulated
 from profiler.targets import TargetOptions

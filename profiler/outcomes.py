@@ -56,6 +56,19 @@ class Fits:
         """ "fits", or "fits_after_retry" where the allocator had to give its cache back."""
         return "fits_after_retry" if self.allocator_retries else "fits"
 
+    @property
+    def needed_bytes(self) -> int:
+        """What the size needs, for the line: its peak without the room that the allocator merely held.
+
+        At capacity the caching allocator gives back what it merely holds, so the reserved peak overstates the need. On a
+        simulated card the need itself is known.
+        """
+        if self.least_capacity_bytes is not None:
+            return self.least_capacity_bytes
+        if self.peak_reserved_bytes is None or self.peak_allocated_bytes is None:
+            return self.peak_bytes
+        return self.peak_bytes - (self.peak_reserved_bytes - self.peak_allocated_bytes)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutOfMemory:

@@ -11,6 +11,7 @@ from profiler.equivalence import Decomposition, Equivalence
 from profiler.errors import NothingFits
 from profiler.events import Noted, Planned, Verified
 from profiler.finder import ladder
+from profiler.limits import VERIFIED_STEPS
 from profiler.multiples import try_size
 from profiler.outcomes import Finding, Fits, OutOfMemory, Refused, Throughput
 from profiler.plan import (
@@ -22,7 +23,7 @@ from profiler.plan import (
     least_steps,
     split,
 )
-from profiler.prober import VERIFIED_STEPS, Prober
+from profiler.prober import Prober
 from profiler.trial import Completed
 from profiler.units import format_bytes, format_seconds
 from profiler.workers.protocol import TimedOut

@@ -7,15 +7,17 @@ from dataclasses import dataclass, field, replace
 from profiler.checking.job import CheckRequest, check
 from profiler.curve import line_through_last
 from profiler.equivalence import Equivalence
-from profiler.errors import NothingFits, UsageError, WorkloadError
+from profiler.errors import NothingFits, WorkloadError
 from profiler.events import Checked, Noted, Observer, SizeTried, Started, Timed
 from profiler.judge import FEWER_SAMPLES, Circumstances, first_line, how_killed, is_suspect, outcome_of
+from profiler.limits import Limits
 from profiler.outcomes import Fits, Outcome, OutOfMemory, Purpose, Refused, Strategy, Throughput, Trial
 from profiler.replay import Replay
+from profiler.schedules import SIZING_MICRO_BATCHES, Schedule, schedule_for
 from profiler.soak import Soak, SoakFailure
 from profiler.soaking import Soaked, SoakRequest, soak
 from profiler.surprise import after_another_try
-from profiler.trial import Completed, Failed, Schedule, Setting, run_schedule, time_size
+from profiler.trial import Completed, Failed, Setting, run_schedule, time_size
 from profiler.workers.protocol import Died, TimedOut
 from profiler.workers.runner import Runner
 
@@ -26,28 +28,7 @@ TIMING_TRIALS = 5
 # A check runs its batch two dozen times, the short one of a probe some ten; in fp64, which takes twice as long and more.
 CHECK_TRIALS = 10
 SHORT_CHECK_TRIALS = 2
-TRIAL_SECONDS = 120.0
-VERIFICATION_SECONDS = 600.0
-VERIFIED_STEPS = 5
-SIZING_MICRO_BATCHES = 3
 _UNTIMED = " could not be timed: "
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """Seconds that a trial, and the run of a whole plan, may take."""
-
-    trial_seconds: float = TRIAL_SECONDS
-    verification_seconds: float = VERIFICATION_SECONDS
-
-    def __post_init__(self) -> None:
-        for seconds in (self.trial_seconds, self.verification_seconds):
-            if not seconds > 0:
-                raise UsageError(f"a time limit of {seconds} seconds lets nothing end: it must be positive.")
-
-    def soak_seconds(self, steps: int) -> float:
-        """What a soak of `steps` optimizer steps may take: `verification_seconds` for every five, which a verification runs."""
-        return self.verification_seconds * max(1.0, steps / VERIFIED_STEPS)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -281,7 +262,7 @@ class Prober:
     def line_points(self, purpose: Purpose = Purpose.TRAINING) -> list[tuple[int, int]]:
         """(size, bytes needed) of every size that ran without allocator retries, by size."""
         return [
-            (size, needed_bytes(trial.outcome))
+            (size, trial.outcome.needed_bytes)
             for size, trial in sorted(self.tried(purpose).items())
             if isinstance(trial.outcome, Fits) and trial.outcome.label == "fits"
         ]
@@ -335,23 +316,6 @@ class Prober:
         return isinstance(self._run(schedule_for(purpose, smaller, self.smallest_size), fresh=True), Completed)
 
 
-def schedule_for(purpose: Purpose, size: int, trained_size: int) -> Schedule:
-    """The schedule of a sizing trial. trained_size: as in `evaluation_schedule`."""
-    if purpose is Purpose.TRAINING:
-        return sizing_schedule(size)
-    return evaluation_schedule(size, trained_size=trained_size)
-
-
-def sizing_schedule(size: int) -> Schedule:
-    """A step that creates the optimizer's state, then one of two accumulated micro-batches.
-
-    The second forward of that runs while the first one's gradients are alive, which is where accumulation peaks. The
-    first step is as large as the others: libraries keep memory for every shape that they have seen, and a caching
-    allocator cuts the optimizer's state out of what the first step's activations left behind.
-    """
-    return Schedule(strategy=Strategy.ACCUMULATION, steps=((size,), (size, size)))
-
-
 def failed_soak(sizes: tuple[int, ...], steps: int, reply: Soaked | Died, outcome: OutOfMemory) -> Soak:
     """A soak that ran out of memory, with what it measured before, which a worker that died did not tell."""
     if isinstance(reply, Died):
@@ -366,24 +330,3 @@ def failed_soak(sizes: tuple[int, ...], steps: int, reply: Soaked | Died, outcom
     )
     known = [peak for peak in (reply.soak.peak_bytes, outcome.peak_bytes) if peak is not None]
     return replace(reply.soak, peak_bytes=max(known, default=None), failure=failure)
-
-
-def evaluation_schedule(size: int, *, trained_size: int = 1) -> Schedule:
-    """A step that creates the optimizer's state and leaves its gradients, then the evaluation of two batches.
-
-    trained_size: the samples of that step, as few as the model can be trained on, since its peak must not decide.
-    """
-    return Schedule(strategy=Strategy.ACCUMULATION, steps=((trained_size,),), evaluations=(size, size))
-
-
-def needed_bytes(fits: Fits) -> int:
-    """What a size needs, for the line: its peak without the room that the allocator merely held.
-
-    At capacity the caching allocator gives back what it merely holds, so the reserved peak overstates the need. On a
-    simulated card the need itself is known.
-    """
-    if fits.least_capacity_bytes is not None:
-        return fits.least_capacity_bytes
-    if fits.peak_reserved_bytes is None or fits.peak_allocated_bytes is None:
-        return fits.peak_bytes
-    return fits.peak_bytes - (fits.peak_reserved_bytes - fits.peak_allocated_bytes)

@@ -9,7 +9,8 @@ from profiler.errors import TooFewSamples, WorkloadError
 from profiler.events import Noted
 from profiler.multiples import with_running_multiple
 from profiler.outcomes import Finding, OutOfMemory, Purpose, Trial
-from profiler.prober import Prober, schedule_for
+from profiler.prober import Prober
+from profiler.schedules import schedule_for
 from profiler.trial import Completed, run_schedule
 from profiler.units import format_bytes
 

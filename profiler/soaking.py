@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from profiler.devices import Device, Usage
 from profiler.errors import WorkloadError
 from profiler.outcomes import Strategy
+from profiler.schedules import Schedule
 from profiler.soak import Soak, SoakPoint, with_point
-from profiler.trial import SEED, Done, Failed, Schedule, Setting, Source, guarded, started
+from profiler.trial import SEED, Done, Failed, Setting, Source, guarded, started
 
 if TYPE_CHECKING:
     from profiler.steps import Phase, Training

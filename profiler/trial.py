@@ -17,6 +17,7 @@ from profiler.devices import Device, DeviceFacts, open_device
 from profiler.devices.out_of_memory import Failure
 from profiler.errors import DeviceUnavailable, MicrobatchError, UsageError, WorkloadError
 from profiler.outcomes import Fits, Strategy, Throughput
+from profiler.schedules import Schedule
 from profiler.switches import Switches, use_tf32
 from profiler.tracebacks import user_traceback
 
@@ -50,18 +51,6 @@ class Setting:
     limit_bytes: int | None
     switches: Switches
     assumptions: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Schedule:
-    """The optimizer steps of a trial: micro-batch sizes of each, run one after the other.
-
-    evaluations: sizes of the batches that are evaluated after the last step (see `profiler.evaluation`).
-    """
-
-    strategy: Strategy
-    steps: tuple[tuple[int, ...], ...]
-    evaluations: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,8 +10,8 @@ from typing import Annotated, Literal, cast
 import typer
 
 from profiler.errors import UsageError
+from profiler.limits import VERIFICATION_SECONDS, Limits
 from profiler.options import DEFAULT_HEADROOM, Options
-from profiler.prober import VERIFICATION_SECONDS, Limits
 from profiler.targets import TargetOptions
 
 DEFAULT_TARGET = "digits-resnet"

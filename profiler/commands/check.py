@@ -14,7 +14,7 @@ from profiler.commands.progress import Progress
 from profiler.commands.tables import print_lines
 from profiler.equivalence import DEFAULT_CHECKED_SAMPLES, Equivalence
 from profiler.events import Began, Event
-from profiler.prober import TRIAL_SECONDS
+from profiler.limits import TRIAL_SECONDS
 from profiler.report import RunInfo
 
 

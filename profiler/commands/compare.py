@@ -13,7 +13,7 @@ from profiler.commands.progress import Progress
 from profiler.commands.recording import Recording
 from profiler.commands.tables import comparison_table, print_lines
 from profiler.comparison import DEFAULT_MOST_STEPS
-from profiler.prober import TRIAL_SECONDS
+from profiler.limits import TRIAL_SECONDS
 
 
 def compare(

@@ -23,8 +23,8 @@ from profiler.commands.tables import (
     sizes_table,
 )
 from profiler.errors import NothingFits
+from profiler.limits import TRIAL_SECONDS, VERIFICATION_SECONDS
 from profiler.options import DEFAULT_HEADROOM
-from profiler.prober import TRIAL_SECONDS, VERIFICATION_SECONDS
 from profiler.report import Report
 from profiler.smallest import does_not_fit
 

@@ -19,7 +19,7 @@ import profiler
 from faults.workloads import LARGEST, LIMIT, workload
 from profiler import Options, probe
 from profiler.events import Event, Timed
-from profiler.prober import Limits
+from profiler.limits import Limits
 
 HOURS = 5 * 3600.0
 _real = time.time

@@ -7,9 +7,10 @@ from torch import Tensor, nn
 from gpu.jobs import in_worker
 from gpu.workloads import LIMIT, attempt, fitting, prober_of, setting_of, sizing, small, squares
 from profiler.finder import find_largest
+from profiler.limits import VERIFIED_STEPS
 from profiler.outcomes import Finding, Fits, OutOfMemory, Trial
 from profiler.planner import Goal, make_plan
-from profiler.prober import VERIFIED_STEPS, Prober
+from profiler.prober import Prober
 from profiler.trial import Completed, run_schedule
 from profiler.units import GIB, MIB
 from profiler.workers.runner import ProcessRunner

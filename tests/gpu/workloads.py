@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from profiler.events import unobserved
+from profiler.limits import Limits
 from profiler.outcomes import Fits, Outcome, Strategy
-from profiler.prober import Limits, Prober
+from profiler.prober import Prober
+from profiler.schedules import Schedule
 from profiler.switches import Switches
 from profiler.targets import LiveSource
-from profiler.trial import Schedule, Setting
+from profiler.trial import Setting
 from profiler.units import MIB
 from profiler.workers.runner import ProcessRunner
 from profiler.workload import Workload

@@ -15,7 +15,8 @@ from profiler.events import Event, Found, SizeTried, Started, unobserved
 from profiler.finder import find_largest
 from profiler.opening import open_prober
 from profiler.outcomes import Outcome
-from profiler.prober import Prober, evaluation_schedule
+from profiler.prober import Prober
+from profiler.schedules import evaluation_schedule
 from profiler.smallest import does_not_fit, why_nothing_fits
 from profiler.units import MIB
 from profiler.workers.runner import ProcessRunner

@@ -13,10 +13,11 @@ from profiler.devices import DeviceFacts, Usage
 from profiler.devices.out_of_memory import Failure
 from profiler.options import Options
 from profiler.outcomes import Fits, Strategy, Throughput
+from profiler.schedules import Schedule
 from profiler.soak import Soak
 from profiler.soaking import Soaked, SoakRequest, soak
 from profiler.targets import TargetSource
-from profiler.trial import Completed, Failed, Inspection, Schedule, Setting, inspect, run_schedule
+from profiler.trial import Completed, Failed, Inspection, Setting, inspect, run_schedule
 from profiler.units import MIB
 from profiler.workers.protocol import Died, TimedOut
 from profiler.workers.runner import ProcessRunner

@@ -13,16 +13,18 @@ from profiler.devices.out_of_memory import Failure
 from profiler.endurance import Unproved, endured, in_words
 from profiler.errors import NothingFits, TrialError
 from profiler.events import Event, Noted, SoakEnded, Started
+from profiler.limits import Limits
 from profiler.outcomes import Finding, Fits, Trial
 from profiler.plan import AccumulationPlan
 from profiler.planner import Goal, make_plan
-from profiler.prober import Limits, Prober
+from profiler.prober import Prober
 from profiler.replay import Replay
+from profiler.schedules import Schedule
 from profiler.soak import Soak, SoakFailure, SoakPoint
 from profiler.soaking import Soaked, SoakRequest, soak
 from profiler.switches import Switches
 from profiler.targets import TargetSource
-from profiler.trial import Completed, Failed, Schedule, Setting, run_schedule
+from profiler.trial import Completed, Failed, Setting, run_schedule
 from profiler.units import GIB, MIB
 from profiler.workers.protocol import Died, TimedOut
 

@@ -11,12 +11,12 @@ from torch import nn
 
 from benchmarks.gpu_recorder import NotReadable, Readings, record
 from profiler.outcomes import Strategy
-from profiler.prober import sizing_schedule
+from profiler.schedules import Schedule, sizing_schedule
 from profiler.simulation.recordings import first_difference
 from profiler.simulation.snapshots import Reading
 from profiler.switches import Switches
 from profiler.targets import LiveSource
-from profiler.trial import Schedule, Setting
+from profiler.trial import Setting
 from profiler.units import KIB
 from profiler.workload import Workload
 

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[2] / "profiler"
 LAYERS = (
     # Words and values.
     ("errors", "outcomes", "codec", "nearest", "tracebacks", "nests", "soak"),
-    ("units", "equivalence", "parts"),
+    ("units", "equivalence", "parts", "limits", "schedules"),
     ("windows",),
     # What to try and what to choose; the curve through what was tried.
     ("plan", "curve"),
@@ -56,7 +56,19 @@ LAYERS = (
 
 PURE = (
     *("errors", "units", "outcomes", "search", "plan", "curve", "report", "events", "lines", "codec"),
-    *("nearest", "files", "tracebacks", "equivalence", "nests", "parts", "windows", "soak", "surprise"),
+    *(
+        "limits",
+        "schedules",
+        "nearest",
+        "files",
+        "tracebacks",
+        "equivalence",
+        "nests",
+        "parts",
+        "windows",
+        "soak",
+        "surprise",
+    ),
     *("simulation", "simulation.blocks", "simulation.allocator", "simulation.replay", "simulation.ledger"),
     *("simulation.cards", "simulation.assumption", "simulation.settings"),
     *("simulation.recordings", "simulation.snapshots"),

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from profiler.errors import UsageError
+from profiler.limits import Limits
 from profiler.options import DEFAULT_HEADROOM, Options
-from profiler.prober import Limits
 from profiler.units import GIB, MIB
 
 HEADROOM = "it is a share of the memory, from 0 to below 1, such as 0.05."

@@ -14,8 +14,10 @@ from profiler.equivalence import Equivalence
 from profiler.errors import MicrobatchError, NothingFits, TrialError, UsageError, WorkloadError
 from profiler.events import Checked, Event, Noted, Started
 from profiler.finder import note_repeats
+from profiler.limits import Limits
 from profiler.outcomes import Finding, Fits, OutOfMemory, Purpose, Trial
-from profiler.prober import Limits, Prober, evaluation_schedule
+from profiler.prober import Prober
+from profiler.schedules import evaluation_schedule
 from profiler.switches import Switches
 from profiler.targets import TargetSource
 from profiler.trial import Completed, Failed, Setting

@@ -17,8 +17,9 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from torch.utils.checkpoint import checkpoint
 
 from profiler.outcomes import Strategy
+from profiler.schedules import Schedule
 from profiler.switches import Switches
-from profiler.trial import Completed, Failed, Schedule, Setting, run_schedule
+from profiler.trial import Completed, Failed, Setting, run_schedule
 from profiler.units import MIB
 from profiler.workload import Precision, Workload
 

@@ -18,10 +18,11 @@ from profiler.dry_run.placement import SimulatedPlacement
 from profiler.dry_run.standing_in import at_load
 from profiler.errors import WorkloadError
 from profiler.outcomes import Fits, Strategy
+from profiler.schedules import Schedule
 from profiler.simulation.cards import card_of
 from profiler.steps import Phase, Training, run_step
 from profiler.switches import Switches
-from profiler.trial import Completed, Failed, Schedule, Setting, run_schedule
+from profiler.trial import Completed, Failed, Setting, run_schedule
 from profiler.units import MIB
 from profiler.workers.in_process import HeldSource
 from profiler.workload import Workload
