@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from profiler.batches import to_device
+from profiler.batches import made_batch, to_device
 
 
 class Placement:
@@ -42,6 +42,6 @@ class Placement:
         """What forwards, backwards and optimizer steps run in."""
         return nullcontext()
 
-    def host(self) -> AbstractContextManager[object]:
-        """What code for the host runs in while training runs, such as a batch maker."""
-        return nullcontext()
+    def made(self, make_batch: Callable[[int], Any], size: int) -> Any:
+        """A batch of `size` samples in host memory; raises what `batches.made_batch` raises."""
+        return made_batch(make_batch, size)

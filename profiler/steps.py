@@ -10,7 +10,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from profiler.batches import made_batch
 from profiler.errors import WorkloadError
 from profiler.outcomes import Strategy
 from profiler.placing import Placement
@@ -125,14 +124,10 @@ class Training:
         """A batch of `size` samples on the device; WorkloadError where the batch maker gives another number or ends."""
         self.phase.name = "batch"
         if self.host_batches is None:
-            return self.placement.batch(self._made(size))
+            return self.placement.batch(self.placement.made(self.workload.make_batch, size))
         if size not in self.host_batches:
-            self.host_batches[size] = self._made(size)
+            self.host_batches[size] = self.placement.made(self.workload.make_batch, size)
         return self.placement.batch(self.host_batches[size])
-
-    def _made(self, size: int) -> Any:
-        with self.placement.host():
-            return made_batch(self.workload.make_batch, size)
 
     def optimizer_step(self) -> None:
         """Step the optimizer on the gradients as they are; WorkloadError where fp16 makes it skip the step."""

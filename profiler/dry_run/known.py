@@ -35,7 +35,7 @@ class Known:
 
     def tell(self, fake: Tensor, real: Tensor) -> None:
         """`fake` has the values of `real`, which is copied: it may be the caller's."""
-        if _is_carried(real) and real.device.type != "meta":
+        if is_carried(real) and real.device.type != "meta":
             with _disable_current_modes():
                 setattr(fake, _VALUE, real.detach().clone())
 
@@ -76,7 +76,7 @@ class Known:
         outputs = list(tensors_in(result))
         known = all(self.value_of(tensor) is not None for tensor in inputs)
         written = _written(func, args, kwargs)
-        if known and all(_is_carried(tensor) for tensor in outputs) and (outputs or written):
+        if known and all(is_carried(tensor) for tensor in outputs) and (outputs or written):
             try:
                 values = list(tensors_in(self._computed(func, args, kwargs)))
             except NotImplementedError:  # a kernel that only a GPU has
@@ -112,7 +112,8 @@ def _is_mask(index: Tensor) -> bool:
     return index.dtype in (torch.bool, torch.uint8)
 
 
-def _is_carried(tensor: Tensor) -> bool:
+def is_carried(tensor: Tensor) -> bool:
+    """Whether the values of such a tensor are kept, where they are there."""
     if tensor.dtype.is_floating_point or tensor.dtype.is_complex:
         return tensor.numel() <= _LARGEST_FLOATS
     return tensor.numel() * tensor.element_size() <= _LARGEST_BYTES

@@ -12,7 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import _disable_current_modes
 
-from profiler.batches import map_tensors
+from profiler.batches import made_batch, map_tensors
+from profiler.dry_run import weightless
 from profiler.dry_run.answers import StandIn
 from profiler.dry_run.attention_choice import Target
 from profiler.dry_run.fakes import Twins, make_fake
@@ -115,8 +116,13 @@ class SimulatedPlacement(Placement):
         ):
             yield
 
+    def made(self, make_batch: Callable[[int], Any], size: int) -> Any:
+        with self._host():
+            return weightless.made(lambda: made_batch(make_batch, size))
+
     @contextmanager
-    def host(self) -> Iterator[None]:
+    def _host(self) -> Iterator[None]:
+        """What code for the host runs in while training runs."""
         self._kernels.rests = True
         try:
             with _disable_current_modes(), NoGpu():
