@@ -1,6 +1,8 @@
 # `make probe` and `make test` work on a fresh machine: they make .venv and install what they need.
 PYTHON ?= python3
 BIN := .venv/bin
+# Tests side by side; each starts processes of its own.
+WORKERS ?= 2
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .PHONY: probe test lint check results simulated finders gpu clean
@@ -9,7 +11,7 @@ probe: .venv/probe.stamp
 	$(BIN)/microbatch probe --effective-batch 256
 
 test: .venv/test.stamp
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 lint: .venv/test.stamp
 	$(BIN)/ruff format --check .

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 import signal
 from collections.abc import Callable
@@ -14,6 +15,9 @@ with suppress(ModuleNotFoundError):  # tests/gpu runs where pytest may be all th
     # Machines that others use too are slow now and then.
     settings.register_profile("shared machine", deadline=None)
     settings.load_profile("shared machine")
+
+# Tests share the cores, and tiny tensors gain nothing from more threads, which wait for each other. Read when torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A shell without job control starts what runs in its background with SIGINT ignored, and so would be every command under test.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.readme import README, ROOT, updated
+from process.commands import environment
 
 TEXT = README.read_text()
 BLOCKS = re.findall(r"(?s)```python\n(.*?)```", TEXT)
@@ -44,7 +45,9 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
 
 
 def started(command: list[str], given: str, folder: Path) -> subprocess.Popen[str]:
-    process = subprocess.Popen(command, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=folder, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert process.stdin is not None
     process.stdin.write(given)
     process.stdin.close()
