@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from profiler.dry_run.attention_memory import efficient_backward
 from profiler.dry_run.ctc import losses_and_alphas
@@ -14,8 +15,14 @@ from profiler.dry_run.recurrent import backward
 _aten = torch.ops.aten
 
 
+def _histogram(numbers: Tensor, bins: int = 100, *_: Any, **__: Any) -> Tensor:
+    """Of whole numbers too, which CUDA counts and the CPU does not: how mixtures of experts count their tokens."""
+    return numbers.new_empty((bins,))
+
+
 WITHOUT_SHAPES: dict[Any, Callable[..., Any]] = {
     _aten._cudnn_rnn_backward.default: backward,
+    _aten.histc.default: _histogram,
     _aten._ctc_loss.default: losses_and_alphas,
     _aten._scaled_dot_product_efficient_attention_backward.default: efficient_backward,
 }

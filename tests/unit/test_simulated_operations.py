@@ -567,6 +567,20 @@ def test_weights_that_stay_as_they_are_may_be_converted_in_a_forward() -> None:
     assert peak(via(converted, linear)) == peak(via(lambda x, layer: layer(x), linear))
 
 
+@pytest.mark.parametrize("known", [pytest.param(True, id="of the batch"), pytest.param(False, id="of the model")])
+def test_whole_numbers_are_counted_in_a_histogram(known: bool) -> None:
+    def loss(model: nn.Module, batch: Tensor) -> Tensor:
+        output = model(batch.float())
+        numbers = batch[:, 0].int() if known else output.argmax(1).int()
+        counts.append(torch.histc(numbers, bins=16, min=0, max=15))
+        return output.square().mean()
+
+    counts: list[Tensor] = []
+    peak(lambda: nn.Linear(12, 16), tokens, loss=loss)
+
+    assert (counts[0].shape, counts[0].dtype) == ((16,), torch.int32)
+
+
 @pytest.mark.parametrize(
     ("teacher", "batch"),
     [
