@@ -581,6 +581,22 @@ def test_whole_numbers_are_counted_in_a_histogram(known: bool) -> None:
     assert (counts[0].shape, counts[0].dtype) == ((16,), torch.int32)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_experts_are_multiplied_in_groups_of_every_type(dtype: torch.dtype) -> None:
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(4, 16, 32, dtype=dtype))
+
+        def forward(self, x: Tensor) -> Tensor:
+            ends = torch.full((4,), len(x) // 4, dtype=torch.int32).cumsum(0, dtype=torch.int32)
+            output: Tensor = torch._grouped_mm(x.to(dtype), self.weight, offs=ends)
+            assert (output.shape, output.dtype) == ((len(x), 32), dtype)
+            return output
+
+    assert peak(Experts) > 0
+
+
 @pytest.mark.parametrize(
     ("teacher", "batch"),
     [
