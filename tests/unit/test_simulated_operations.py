@@ -573,7 +573,8 @@ def test_whole_numbers_are_counted_in_a_histogram(known: bool) -> None:
         output = model(batch.float())
         numbers = batch[:, 0].int() if known else output.argmax(1).int()
         counts.append(torch.histc(numbers, bins=16, min=0, max=15))
-        return output.square().mean()
+        result: Tensor = output.square().mean()
+        return result
 
     counts: list[Tensor] = []
     peak(lambda: nn.Linear(12, 16), tokens, loss=loss)
