@@ -91,6 +91,8 @@ def open_prober(
             observe(Noted(text=_OWN_HEAP))
         if not device.computes and sizing:
             observe(Noted(text=_SIMULATED))
+            if options.assume:
+                observe(Noted(text=f"the numbers rest on what was assumed: {', '.join(options.assume)}."))
             if inspection.compile:
                 observe(Noted(text=_SIMULATED_EAGER))
         timed_apart = bool(device.sizing_environment())

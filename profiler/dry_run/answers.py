@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from profiler.dry_run.named_devices import stays
 from profiler.dry_run.unknown import users_place
 from profiler.errors import UnknownOfCard, WorkloadError
 from profiler.simulation.allocator import CachingAllocator
@@ -121,13 +122,13 @@ class Ranges:
 
 def _checked(_: StandIn, device: Any = None, *__: Any, **___: Any) -> None:
     """Nothing; WorkloadError for another GPU than the first."""
-    index = device.index if isinstance(device, torch.device) else device
-    if isinstance(device, str):
-        index = int(device.partition(":")[2] or 0)
-    if isinstance(index, int) and index > 0:
-        raise WorkloadError(
-            f"{users_place()} chooses GPU {index}, and one card is simulated, cuda:0: take that one, as one replica would."
-        )
+    stays(None, device)
+
+
+def _exchanged(_: StandIn, device: int) -> int:
+    """The GPU that was current, which is the only one."""
+    stays(None, device)
+    return 0
 
 
 def _memory_info(this: StandIn, *_: Any, **__: Any) -> tuple[int, int]:
@@ -220,8 +221,8 @@ _ON_CUDA: dict[str, Callable[..., Any]] = {
     "default_stream": lambda *_, **__: Stream(),
     "set_stream": _value(None),
     "stream": lambda _, stream: nullcontext(stream),
-    "_exchange_device": _value(0),
-    "_maybe_exchange_device": _value(0),
+    "_exchange_device": _exchanged,
+    "_maybe_exchange_device": _exchanged,
     "_lazy_init": _needs_cuda,
     **{name: _nobody_knows(name) for name in ("utilization", "temperature", "power_draw", "clock_rate")},
 }

@@ -30,13 +30,13 @@ _aten = torch.ops.aten
 class Kernels(TorchFunctionMode):
     """Runs, for each function of torch that is called, what CUDA would run for it.
 
-    target: the card and torch, by which attention kernels are chosen. rests: whether it leaves functions as they are, as while
+    target: the card and torch, by which attention kernels are chosen. assumed: see `leaving`. rests: whether it leaves functions as they are, as while
     a batch is made of real tensors.
     """
 
     rests = False
 
-    def __init__(self, target: Target, value_of: ValueOf) -> None:
+    def __init__(self, target: Target, value_of: ValueOf, assumed: Callable[[Tensor, str], Tensor]) -> None:
         super().__init__()
         self._rewrites: dict[Any, Callable[..., Any]] = {
             functional.scaled_dot_product_attention: lambda *args, **kwargs: attention(target, *args, **kwargs),
@@ -53,7 +53,7 @@ class Kernels(TorchFunctionMode):
             **Recurrent(value_of).rewrites(),
             functional.ctc_loss: self._seen(functional.ctc_loss),
             torch.ctc_loss: lambda *args, **kwargs: ctc_loss(value_of, *args, **kwargs),
-            **leaving(value_of),
+            **leaving(value_of, assumed),
         }
 
     def __torch_function__(

@@ -8,13 +8,14 @@ from typing import Any
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from profiler.dry_run.unknown import ValueOf, needed_values
+from profiler.dry_run.unknown import ValueOf
 
 
-def leaving(value_of: ValueOf) -> dict[Any, Callable[..., Any]]:
+def leaving(value_of: ValueOf, assumed: Callable[[Tensor, str], Tensor]) -> dict[Any, Callable[..., Any]]:
     """By method of Tensor's, what runs for it.
 
-    Each raises WorkloadError, which names the line, where the values are not known.
+    assumed: gives the values that the user assumes for a name, and raises WorkloadError, which names the line, where that is
+    nothing.
     """
 
     def as_text(tensor: Tensor, form: str) -> str:
@@ -22,7 +23,9 @@ def leaving(value_of: ValueOf) -> dict[Any, Callable[..., Any]]:
         return format(tensor.detach().item() if tensor.dim() == 0 else str(tensor), form)
 
     def as_array(tensor: Tensor, dtype: Any = None) -> Any:
-        value = needed_values(value_of, tensor, "numpy")
+        value = value_of(tensor)
+        if value is None:
+            value = assumed(tensor, "numpy")
         with _disable_current_modes():
             array = value.clone().numpy()
         return array if dtype is None else array.astype(dtype)

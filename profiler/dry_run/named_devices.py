@@ -7,13 +7,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import DeviceContext
+
+from profiler.dry_run.unknown import users_place
+from profiler.errors import WorkloadError
 
 _CPU = torch.device("cpu")
 # By method, what runs for it where tensors are on the simulated card already, and nothing is copied beside it.
 MOVES: dict[Any, Callable[..., Any]] = {
-    Tensor.cuda: lambda tensor, *_, **__: tensor,
+    Tensor.cuda: lambda *args, **kwargs: stays(*args, **kwargs),
     Tensor.pin_memory: lambda tensor, *_, **__: tensor,
     Tensor.is_pinned: lambda tensor, *_, **__: False,
 }
@@ -48,7 +52,7 @@ class NoGpu(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func in MOVES:
-            return MOVES[func](*args)
+            return MOVES[func](*args, **kwargs)
         # A tensor on the meta device stays where it is: it is a weight to be.
         device = args[0].device if func is Tensor.to else torch.get_default_device()
         args, kwargs = on_host(func, args, kwargs, device)
@@ -56,12 +60,29 @@ class NoGpu(TorchFunctionMode):
 
 
 def is_gpu(value: Any, *, numbers: bool = False) -> bool:
-    """Whether `value` names a GPU. numbers: whether a number does, as where nothing else than a device can stand."""
+    """Whether `value` names a GPU. numbers: whether a number does, as where nothing else than a device can stand.
+
+    Raises WorkloadError for another GPU than the first: its memory is not the simulated card's.
+    """
+    index: int | None
     if isinstance(value, torch.device):
-        return value.type == "cuda"
-    if isinstance(value, str):
-        return value.split(":")[0] == "cuda"
-    return numbers and isinstance(value, int) and not isinstance(value, bool)
+        found, index = value.type == "cuda", value.index
+    elif isinstance(value, str):
+        kind, _, number = value.partition(":")
+        found, index = kind == "cuda", int(number) if number.isdecimal() else None
+    else:
+        found, index = numbers and isinstance(value, int) and not isinstance(value, bool), value
+    if found and index is not None and index > 0:
+        raise WorkloadError(
+            f"{users_place()} chooses GPU {index}, and one card is simulated, cuda:0: take that one, as one replica would."
+        )
+    return found
+
+
+def stays(moved: Any, device: Any = None, *_: Any, **__: Any) -> Any:
+    """`moved`, which is on the card already; WorkloadError for another GPU than the first."""
+    is_gpu(device, numbers=True)
+    return moved
 
 
 # What runs for functions that are no functions of tensors, and that no mode sees. Each is given the original first.
@@ -103,6 +124,27 @@ def _module_to(original: Any, self: nn.Module, *args: Any, **kwargs: Any) -> Any
     return original(self, *rest, **named) if rest or named else self
 
 
+def _apply(original: Any, self: nn.Module, function: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+    """Weights on the card that `function` leaves as they are, such as `.float()` in a forward, which torch cannot do to fake ones.
+
+    Raises WorkloadError, which names the user's line, where it would give them another type, layout or place.
+    """
+    parameters = list(self.named_parameters(recurse=recurse))
+    if not any(isinstance(parameter, FakeTensor) for _, parameter in parameters):
+        return original(self, function, recurse)
+    for name, parameter in parameters:
+        with torch.no_grad():
+            if function(parameter) is not parameter:
+                raise WorkloadError(
+                    f"{users_place()} gives {name} another type or layout while it trains, which is not followed on a "
+                    "simulated card: do it where the model is built, or probe on a real device."
+                )
+    for module in self.modules() if recurse else (self,):
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = None if buffer is None else function(buffer)
+    return self
+
+
 def _load(original: Any, file: Any, map_location: Any = None, *args: Any, **kwargs: Any) -> Any:
     """What a GPU saved is read into host memory."""
     if map_location is None or is_gpu(map_location):
@@ -118,6 +160,7 @@ REROUTED: tuple[tuple[Any, str, Callable[..., Any]], ...] = (
     (torch, "load", _load),
     (DeviceContext, "__init__", _device_context),
     (Tensor, "record_stream", lambda *_, **__: None),
-    (nn.Module, "cuda", lambda _, module, *__, **___: module),
+    (nn.Module, "cuda", lambda _, *args, **kwargs: stays(*args, **kwargs)),
     (nn.Module, "to", _module_to),
+    (nn.Module, "_apply", _apply),
 )

@@ -65,12 +65,13 @@ class SimulatedPlacement(Placement):
         # Tensors that a model keeps beside its parameters and buffers are made fake where they are used.
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._known = Known(self._mode)
-        self._kernels = Kernels(target, self._known.value_of)
+        assumed = Assumptions([Assumption.parsed(text) for text in assumptions])
+        self._kernels = Kernels(target, self._known.value_of, assumed.filled)
         self._recorder = Recorder(
             self.ledger,
             Libraries(self.ledger, card, version, settings),
             self._known,
-            Assumptions([Assumption.parsed(text) for text in assumptions]),
+            assumed,
         )
         self._twins = Twins(self._mode, self._recorder.note)
         self._recorder.twin_of = self._twins.of

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -37,7 +37,7 @@ class Recorder(TorchDispatchMode):
     Entered after (so above) the FakeTensorMode. Storages are known by their identity, and leave when the last tensor and
     the last graph that hold them do. libraries: what cuBLAS and cuDNN take beside the outputs. known: values that are
     carried along because they cost nothing. assumptions: the answer where an operation needs a value that nobody has. twin_of:
-    the fake twin of a tensor on the meta device.
+    the fake twin of a tensor that is not fake.
 
     Raises what the ledger raises where the card is full, and what `assumptions` raises.
     """
@@ -69,9 +69,11 @@ class Recorder(TorchDispatchMode):
         return result
 
     def _on_card(self, nest: Any) -> Any:
-        """`nest` with twins in the place of tensors on the meta device, which a model that was built there keeps for itself."""
-        if any(tensor.device.type == "meta" for tensor in tensors_in(nest)):
-            return tree_map_only(Tensor, lambda tensor: self.twin_of(tensor) if tensor.is_meta else tensor, nest)
+        """`nest` with twins in the place of what is to be on the card and is not: tensors on the meta device, which a model that
+        was built there keeps for itself, and real weights, of networks that are used beside the model, such as a teacher.
+        """
+        if any(map(_lacks_a_twin, tensors_in(nest))):
+            return tree_map_only(Tensor, lambda tensor: self.twin_of(tensor) if _lacks_a_twin(tensor) else tensor, nest)
         return nest
 
     def _result_of(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -115,6 +117,10 @@ def _tell(gone_by: Callable[[], Callable[[int], None] | None], key: int) -> None
     gone = gone_by()
     if gone is not None:
         gone(key)
+
+
+def _lacks_a_twin(tensor: Tensor) -> bool:
+    return not isinstance(tensor, FakeTensor) and (tensor.is_meta or isinstance(tensor, nn.Parameter))
 
 
 def out_of_memory(requested_bytes: int, allocated_bytes: int, reserved_bytes: int) -> Exception:

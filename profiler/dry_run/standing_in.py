@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from profiler.dry_run.answers import ANSWERS, ANSWERS_BUT_FOR_TORCH, GPU, STANDING, StandIn
 from profiler.dry_run.named_devices import REROUTED, NoGpu, is_gpu
+from profiler.dry_run.unfollowed import unfollowed
 from profiler.dry_run.unknown import is_ours_or_torchs
 
 # Those that stand in, the last one for the others. Names that a module imported from torch.cuda meanwhile ask here too.
@@ -34,6 +35,9 @@ def standing_in(card: StandIn) -> Iterator[None]:
         if len(_STANDING) == 1:
             for owner, name, value in _replacements():
                 restore.callback(_replaced(owner, name, value))
+        # Each time anew, since the user's file may have been imported meanwhile.
+        for owner, name, value in unfollowed():
+            restore.callback(_replaced(owner, name, value))
         yield
 
 

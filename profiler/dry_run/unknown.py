@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from profiler.dry_run.known import indexed
 from profiler.errors import WorkloadError
@@ -20,7 +21,7 @@ _aten = torch.ops.aten
 _TORCH = str(Path(torch.__file__).parent)
 _OURS = str(Path(__file__).parents[1])
 # With a separator: torchvision is not torch.
-_NOT_USERS = (f"{_TORCH}{os.sep}", f"{_OURS}{os.sep}", "<")
+_NOT_USERS = (f"{_TORCH}{os.sep}", f"{Path(_TORCH).with_name('triton')}{os.sep}", f"{_OURS}{os.sep}", "<")
 # Gives the values of a tensor, which are not to be changed; None where nobody has them.
 ValueOf = Callable[[Tensor], Tensor | None]
 _OPTIMIZER_STEP = str(Path(_TORCH, "optim", "optimizer.py"))
@@ -41,13 +42,27 @@ class Assumptions:
             return _NUMBERS[func](args[0], 0.0 if _is_truth(func, args[0]) else 1.0)
         if func not in _NUMBERS and func not in _SELECTIONS:
             raise values_missing(_name_of(func))
-        file, line = _users_line(frames)
-        assumed = next((each for each in self._assumptions if each.is_of(file, line)), None)
-        if assumed is None:
-            raise WorkloadError(_unknown(func, args[0], file, line))
+        assumed = self._assumed(frames, _name_of(func), _gives(func, args[0]))
         if func in _NUMBERS:
             return _NUMBERS[func](args[0], assumed.value)
         return _SELECTIONS[func](assumed, *args, **kwargs)
+
+    def filled(self, tensor: Tensor, name: str) -> Tensor:
+        """A real tensor as large as `tensor`, for `name`, with the number assumed in every place; WorkloadError where none is."""
+        assumed = self._assumed(list(_frames()), name, "=N for the number in every place")
+        with _disable_current_modes():
+            return torch.full(tensor.shape, assumed.value, device="cpu").to(tensor.dtype)
+
+    def _assumed(self, frames: Iterable[FrameType], name: str, gives: str) -> Assumption:
+        file, line = _users_line(frames)
+        assumed = next((each for each in self._assumptions if each.is_of(file, line)), None)
+        if assumed is None:
+            hint = f"{Path(file).name}:{line}" if file else "FILE:LINE"
+            raise WorkloadError(
+                f"{_place(file, line)} needs the values of tensors ({name}), and on a simulated card nothing is computed: say "
+                f"what to assume there with --assume {hint}{gives}, change the line, or probe on a real device."
+            )
+        return assumed
 
 
 def needed_values(value_of: ValueOf, tensor: Tensor, name: str) -> Tensor:
@@ -101,22 +116,17 @@ def _name_of(func: Any) -> str:
 
 
 def is_ours_or_torchs(file: str) -> bool:
-    """Whether code of that file is this package's or torch's, or lies in no file."""
+    """Whether code of that file is this package's, torch's or Triton's, or lies in no file."""
     return file.startswith(_NOT_USERS)
 
 
-def _unknown(func: Any, tensor: Tensor, file: str, line: int) -> str:
-    hint = f"{Path(file).name}:{line}" if file else "FILE:LINE"
+def _gives(func: Any, tensor: Tensor) -> str:
+    """What may be assumed of `func`, for messages."""
     if func not in _NUMBERS:
-        gives = "=N for how many elements it selects, or =P% of them"
-    elif _is_truth(func, tensor):
-        gives = "=1 for true or =0 for false"
-    else:
-        gives = "=N for the number it gives"
-    return (
-        f"{_place(file, line)} needs the values of tensors ({_name_of(func)}), and on a simulated card nothing is computed: say "
-        f"what to assume there with --assume {hint}{gives}, change the line, or probe on a real device."
-    )
+        return "=N for how many elements it selects, or =P% of them"
+    if _is_truth(func, tensor):
+        return "=1 for true or =0 for false"
+    return "=N for the number it gives"
 
 
 def _is_truth(func: Any, tensor: Tensor) -> bool:

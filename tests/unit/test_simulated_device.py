@@ -287,6 +287,13 @@ def test_a_compiled_model_is_said_to_run_uncompiled() -> None:
     assert any("runs it uncompiled" in note for note in notes)
 
 
+def test_what_was_assumed_is_named_beside_the_numbers() -> None:
+    notes = probed(wide(), ceiling=2, assume=("model.py:42=7", "model.py:50=12.5%")).notes
+
+    assert any("rest on what was assumed: model.py:42=7, model.py:50=12.5%." in note for note in notes)
+    assert not any("assumed" in note for note in probed(wide(), ceiling=2).notes)
+
+
 class Real(TorchDispatchMode):
     """Sees the storages of a real step come into being, and go."""
 

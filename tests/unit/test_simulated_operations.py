@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional
+from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 from torch.utils.checkpoint import checkpoint
@@ -510,6 +511,9 @@ ASKING = [
         ask(lambda x: x.repeat_interleave((x[:, 0] > 0).long() + 1, 0).sum()), 0, "=N for how many", "12", id="repeats"
     ),
     pytest.param(ask(lambda x: float(torch.allclose(x, x))), 0, "=1 for true", "1", id="allclose"),
+    pytest.param(
+        ask(lambda x: float(x.detach().cpu().numpy().sum())), 0, "=N for the number in every", "0.5", id="numpy"
+    ),
 ]
 
 
@@ -535,14 +539,19 @@ def test_what_needs_values_names_the_line_and_is_answered_by_an_assumption(
     ("model", "said"),
     [
         pytest.param(
-            via(lambda x, m: m(x) * m(x).detach().numpy().sum(), linear), "no assumption can stand", id="numpy"
-        ),
-        pytest.param(
             via(lambda x, m: torch.nested.nested_tensor([m(x)]).to_padded_tensor(0.0), linear),
             "torch cannot tell what it gives",
             id="nested tensors",
         ),
         pytest.param(lambda: nn.LazyLinear(4), "has no shape yet", id="lazy modules"),
+        pytest.param(
+            via(lambda x, m: m.half()(x.half()), linear),
+            "gives weight another type or layout",
+            id="weights that change",
+        ),
+        pytest.param(
+            via(lambda x, m: flex_attention(*[m(x)[None, None]] * 3), linear), "runs flex_attention", id="FlexAttention"
+        ),
     ],
 )
 def test_what_cannot_be_simulated_is_refused_in_words(model: Callable[[], nn.Module], said: str) -> None:
@@ -551,6 +560,84 @@ def test_what_cannot_be_simulated_is_refused_in_words(model: Callable[[], nn.Mod
     assert isinstance(refused, Failed)
     assert refused.refusal is not None
     assert said in refused.message
+
+
+def test_weights_that_stay_as_they_are_may_be_converted_in_a_forward() -> None:
+    def converted(x: Tensor, layer: nn.Module) -> Tensor:
+        result: Tensor = layer.to(x.dtype).float().to(x.device)(x)
+        return result
+
+    assert peak(via(converted, linear)) == peak(via(lambda x, layer: layer(x), linear))
+
+
+@pytest.mark.parametrize("known", [pytest.param(True, id="of the batch"), pytest.param(False, id="of the model")])
+def test_whole_numbers_are_counted_in_a_histogram(known: bool) -> None:
+    def loss(model: nn.Module, batch: Tensor) -> Tensor:
+        output = model(batch.float())
+        numbers = batch[:, 0].int() if known else output.argmax(1).int()
+        counts.append(torch.histc(numbers, bins=16, min=0, max=15))
+        result: Tensor = output.square().mean()
+        return result
+
+    counts: list[Tensor] = []
+    peak(lambda: nn.Linear(12, 16), tokens, loss=loss)
+
+    assert (counts[0].shape, counts[0].dtype) == ((16,), torch.int32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_experts_are_multiplied_in_groups_of_every_type(dtype: torch.dtype) -> None:
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(4, 16, 32, dtype=dtype))
+
+        def forward(self, x: Tensor) -> Tensor:
+            ends = torch.full((4,), len(x) // 4, dtype=torch.int32).cumsum(0, dtype=torch.int32)
+            output: Tensor = torch._grouped_mm(x.to(dtype), self.weight, offs=ends)
+            assert (output.shape, output.dtype) == ((len(x), 32), dtype)
+            return output
+
+    assert peak(Experts) > 0
+
+
+@pytest.mark.parametrize(
+    ("teacher", "batch"),
+    [
+        pytest.param(lambda: nn.Conv2d(3, 4096, 32, padding=16), images, id="convolution"),
+        pytest.param(lambda: nn.Linear(16, 1 << 20, bias=False), rows, id="linear"),
+        pytest.param(lambda: nn.Embedding(1 << 20, 16), tokens, id="embedding"),
+    ],
+)
+def test_weights_of_a_network_beside_the_model_are_on_the_card(
+    teacher: Callable[[], nn.Module], batch: Callable[[int], Tensor]
+) -> None:
+    beside = teacher().requires_grad_(False)
+    weight_bytes = sum(parameter.nbytes for parameter in beside.parameters())
+
+    def loss(model: nn.Module, batch: Tensor, *others: nn.Module) -> Tensor:
+        for other in others:
+            other.to(batch.device)(batch[:1])
+        return mean_of_squares(model, batch.float().flatten(1)[:, :12])
+
+    alone = peak(lambda: nn.Linear(12, 12), batch, loss=loss)
+    with_it = peak(lambda: nn.Linear(12, 12), batch, loss=lambda model, batch: loss(model, batch, beside))
+
+    assert weight_bytes <= with_it - alone < 1.5 * weight_bytes
+
+
+def test_a_triton_kernel_is_refused_in_words() -> None:
+    jit = pytest.importorskip("triton.runtime.jit")
+    kernel = jit.JITFunction(triton_kernel)
+    refused = ran(via(lambda x, m: kernel[(1,)](m(x)), linear))
+
+    assert isinstance(refused, Failed)
+    assert f"{__file__}:" in refused.message
+    assert "runs a Triton kernel" in refused.message
+
+
+def triton_kernel(source: Any) -> None:
+    """Nothing."""
 
 
 def test_numbers_of_the_batch_leave_torch_with_their_values() -> None:

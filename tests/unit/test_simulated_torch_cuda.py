@@ -283,6 +283,12 @@ def test_a_card_that_is_older_says_so() -> None:
         pytest.param(lambda: torch.cuda.utilization(), "utilization", id="sensor"),
         pytest.param(lambda: torch.cuda.set_per_process_memory_fraction(0.5), "set_per_process_memory", id="CUDA itself"),
         pytest.param(lambda: torch.cuda.set_device(1), "chooses GPU 1, and one card is simulated", id="second GPU"),
+        pytest.param(lambda: torch.cuda.device(1).__enter__(), "chooses GPU 1", id="second GPU for a while"),
+        pytest.param(lambda: torch.zeros(4, device="cuda:1"), "chooses GPU 1", id="tensor on a second GPU"),
+        pytest.param(lambda: torch.zeros(4).to("cuda:1"), "chooses GPU 1", id="tensor moved to a second GPU"),
+        pytest.param(lambda: torch.zeros(4).cuda(1), "chooses GPU 1", id="tensor moved by number"),
+        pytest.param(lambda: nn.Linear(4, 4).to("cuda:1"), "chooses GPU 1", id="module on a second GPU"),
+        pytest.param(lambda: nn.Linear(4, 4).cuda(1), "chooses GPU 1", id="module moved by number"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("place", ["build", "forward", "data"])
