@@ -70,6 +70,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
         monkeypatch.setattr(torch.cuda, name, stand_in)
     monkeypatch.setattr(torch.cuda.memory, "_record_memory_history", gpu.begin)
     monkeypatch.setattr(torch.cuda.memory, "_snapshot", gpu.snapshot)
+    # torch.cuda is this GPU, not the simulated card.
+    monkeypatch.setattr("profiler.dry_run.standing_in._replacements", lambda: ())
     return gpu
 
 
