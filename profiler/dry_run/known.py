@@ -6,6 +6,7 @@ A fake tensor has a shape and no numbers. But batches of whole numbers are small
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -17,12 +18,17 @@ from torch.utils._pytree import tree_map_only
 
 from profiler.units import MIB
 
-# Larger tensors are not carried along, nor larger floating-point ones than a few statistics.
+# Larger tensors are not carried along, nor floating-point ones of more numbers than a mask has for each sample: what a model
+# may ask for at one size it may ask for at another.
 _LARGEST_BYTES = 16 * MIB
 _LARGEST_FLOATS = 4096
 # GradScaler's check. Gradients count as finite, so that what it was told stays as it is.
 _FINITE = torch.ops.aten._amp_foreach_non_finite_check_and_unscale_.default
 _VALUE = "_microbatch_value"
+# Asked of numbers that nobody knows, by which code guards against such that are not finite.
+_aten = torch.ops.aten
+_NEVER = frozenset({_aten.isnan.default, _aten.isinf.default})
+_SAME, _OTHER = (_aten.eq.Tensor, _aten.eq.Scalar), (_aten.ne.Tensor, _aten.ne.Scalar)
 _INDEX, _NONZERO = torch.ops.aten.index.Tensor, torch.ops.aten.nonzero.default
 
 
@@ -85,6 +91,10 @@ class Known:
                 for fake, real in zip(outputs, values, strict=True):
                     setattr(fake, _VALUE, real)
                 return
+        answer = None if known else _of_finite(func, args)
+        if answer is not None and is_carried(result):
+            with _disable_current_modes():
+                setattr(result, _VALUE, torch.full(result.shape, answer, dtype=torch.bool))
         for tensor in written:
             value = self.value_of(tensor)
             if value is not None:
@@ -94,6 +104,21 @@ class Known:
         with _disable_current_modes(), torch.no_grad():
             real_args, real_kwargs = tree_map_only(Tensor, self.value_of, (args, kwargs))
             return func(*real_args, **real_kwargs)
+
+
+def _of_finite(func: Any, args: tuple[Any, ...]) -> bool | None:
+    """What `func` answers for every finite number, as those that training computes count; None where it asks for more.
+
+    Whether a number is itself is the question for NaN, and isfinite also compares with infinity.
+    """
+    if func in _NEVER:
+        return False
+    if func not in _SAME + _OTHER:
+        return None
+    other = args[1]
+    is_itself = other is args[0]
+    is_infinity = isinstance(other, float) and math.isinf(other)
+    return (func in _SAME) == is_itself if is_itself or is_infinity else None
 
 
 def indexed(tensor: Tensor, indices: Sequence[Tensor | None], places_in: Callable[[Tensor], Tensor]) -> Tensor:
@@ -115,7 +140,9 @@ def _is_mask(index: Tensor) -> bool:
 def is_carried(tensor: Tensor) -> bool:
     """Whether the values of such a tensor are kept, where they are there."""
     if tensor.dtype.is_floating_point or tensor.dtype.is_complex:
-        return tensor.numel() <= _LARGEST_FLOATS
+        samples = tensor.shape[0] if tensor.dim() > 0 else 1
+        if tensor.numel() > _LARGEST_FLOATS * samples:
+            return False
     return tensor.numel() * tensor.element_size() <= _LARGEST_BYTES
 
 

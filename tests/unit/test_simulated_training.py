@@ -353,6 +353,43 @@ def test_masks_and_token_numbers_of_the_batch_have_their_values() -> None:
     assert seen == [5]
 
 
+@pytest.mark.parametrize(
+    "is_bad",
+    [
+        pytest.param(lambda x: torch.isnan(x).any(), id="isnan"),
+        pytest.param(lambda x: x.isinf().any(), id="isinf"),
+        pytest.param(lambda x: not torch.isfinite(x).all(), id="isfinite"),
+        pytest.param(lambda x: (x != x).any(), id="other than itself"),
+    ],
+)
+def test_numbers_count_as_finite_where_code_guards_against_others(is_bad: Callable[[Tensor], Any]) -> None:
+    def guarded(x: Tensor) -> Tensor:
+        answers.append(bool(is_bad(x)))
+        return x
+
+    answers: list[bool] = []
+    trained(lambda: Asking(guarded), torch.empty(4, 8), steps=1)
+
+    assert answers == [False]
+
+
+@pytest.mark.parametrize("samples", [1, 64])
+def test_a_mask_of_numbers_is_known_in_batches_of_every_size(samples: int) -> None:
+    class Cut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(512, 8)
+
+        def forward(self, mask: Tensor) -> Tensor:
+            lengths.append(int(mask.sum(1).max()))
+            return self.layer(mask)  # type: ignore[no-any-return]
+
+    lengths: list[int] = []
+    trained(Cut, torch.ones(samples, 512).tril(511 - samples), steps=1)
+
+    assert lengths == [511]
+
+
 def test_adam_counts_its_steps_as_it_does_for_real() -> None:
     class Remembering(torch.optim.AdamW):
         def step(self, closure: Any = None) -> Any:
