@@ -487,8 +487,8 @@ def value_of_a_loss(model: nn.Module, batch: Tensor) -> Tensor:
 
 def question(model: nn.Module, batch: Tensor) -> Tensor:
     loss = mean_of_squares(model, batch)
-    if torch.isnan(loss):
-        raise ValueError("not a number")
+    if loss > 100:
+        raise ValueError("diverged")
     return loss
 
 
