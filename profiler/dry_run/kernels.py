@@ -1,7 +1,7 @@
-"""The operations that CUDA runs where the CPU runs others: which attention, dropout, norm and RNN kernels, and autocast's list.
+"""The operations that CUDA runs where the CPU runs others: which attention, dropout, norm and RNN kernels.
 
 Above autograd, since what is kept for backward follows from the operation. Sources: aten/src/ATen/native/Dropout.cpp,
-transformers/cuda/sdp_utils.cpp, transformers/attention.cpp, RNN.cpp, layer_norm.cpp, autocast_mode.h of PyTorch 2.11 to 2.14.
+transformers/cuda/sdp_utils.cpp, transformers/attention.cpp, RNN.cpp, layer_norm.cpp of PyTorch 2.11 to 2.14.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map_only
 
 from profiler.dry_run.attention import attention
 from profiler.dry_run.attention_choice import Target
+from profiler.dry_run.autocast import in_fp32, softmax
 from profiler.dry_run.ctc import ctc_loss
 from profiler.dry_run.leaving import leaving
 from profiler.dry_run.named_devices import MOVES, on_host
@@ -44,6 +44,7 @@ class Kernels(TorchFunctionMode):
             torch.dropout: _dropout,
             functional.rms_norm: _rms_norm,
             torch.rms_norm: _rms_norm,
+            **{function: _softmax(function, operator) for function, operator in _SOFTMAXES.items()},
             **MOVES,
             functional.multi_head_attention_forward: self._seen(functional.multi_head_attention_forward),
             # Checkpoints run forwards within backward, and functions of the user's their own backward.
@@ -62,8 +63,6 @@ class Kernels(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.rests:
             return func(*args, **kwargs)
-        if torch.is_autocast_enabled("cpu") and func in _IN_FP32:
-            args, kwargs = tree_map_only(Tensor, _widened, (args, kwargs))
         args, kwargs = on_host(func, args, kwargs)
         rewrite = self._rewrites.get(func)
         return (rewrite or func)(*args, **kwargs)
@@ -100,10 +99,6 @@ _NO_MODES = dict.fromkeys(
 )
 
 
-def _widened(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
-
-
 def _dropout(
     input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False, train: bool | None = None
 ) -> Tensor:
@@ -120,24 +115,28 @@ def _rms_norm(
     input: Tensor, normalized_shape: list[int], weight: Tensor | None = None, eps: float | None = None
 ) -> Tensor:
     """One kernel that keeps one number a row, from torch 2.9 on."""
-    normed: Tensor = _aten._fused_rms_norm(input, list(normalized_shape), weight, eps)[0]
+    source = (input, weight)
+    if torch.is_autocast_enabled("cpu"):
+        source = in_fp32(source)
+    normed: Tensor = _aten._fused_rms_norm(source[0], list(normalized_shape), source[1], eps)[0]
     return normed
 
 
-# autocast_mode.h, AT_FORALL_FP32, _FP32_SET_OPT_DTYPE and _DIFFERENT_REDISPATCH_SIGNATURE, as Python calls them.
-_FP32_NAMES = (
-    *("acos", "asin", "cosh", "erfinv", "exp", "expm1", "log", "log10", "log2", "log1p", "reciprocal", "rsqrt"),
-    *("sinh", "tan", "pow", "softplus", "layer_norm", "native_layer_norm", "rms_norm", "group_norm"),
-    *("frobenius_norm", "nuclear_norm", "cosine_similarity", "poisson_nll_loss", "cosine_embedding_loss"),
-    *("nll_loss", "hinge_embedding_loss", "kl_div", "l1_loss", "smooth_l1_loss", "huber_loss", "mse_loss"),
-    *("margin_ranking_loss", "multilabel_margin_loss", "soft_margin_loss", "triplet_margin_loss"),
-    *("multi_margin_loss", "binary_cross_entropy_with_logits", "dist", "pdist", "cdist", "renorm", "logsumexp"),
-    *("interpolate", "prod", "softmax", "log_softmax", "cumprod", "cumsum", "sum", "norm", "cross_entropy"),
-    "softmin",
-)
-_IN_FP32 = frozenset(
-    getattr(place, name)
-    for name in _FP32_NAMES
+def _softmax(function: Any, operator: Any) -> Callable[..., Tensor]:
+    """`function`, which reads fp16 as it is where the user asks for fp32, as models do for attention."""
+
+    def run(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        dim = kwargs.get("dim", args[0] if args else None)
+        if dim is not None and kwargs.get("dtype") is not None:
+            return softmax(operator, input, dim, kwargs["dtype"])
+        result: Tensor = function(input, *args, **kwargs)
+        return result
+
+    return run
+
+
+_SOFTMAXES = {
+    getattr(place, name): operator
+    for name, operator in (("softmax", _aten.softmax.int), ("log_softmax", _aten.log_softmax.int))
     for place in (torch, functional, Tensor, torch.special)
-    if hasattr(place, name)
-) | {torch.linalg.vector_norm, torch.linalg.matrix_norm, Tensor.__pow__, Tensor.__rpow__}
+}

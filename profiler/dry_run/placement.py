@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from profiler.batches import map_tensors
 from profiler.dry_run.answers import StandIn
 from profiler.dry_run.attention_choice import Target
+from profiler.dry_run.autocast import autocast_of_gpu
 from profiler.dry_run.fakes import Twins, make_fake
 from profiler.dry_run.kernels import Kernels
 from profiler.dry_run.known import Known
@@ -109,6 +110,7 @@ class SimulatedPlacement(Placement):
     def training(self) -> Iterator[None]:
         with (
             standing_in(self._stand_in),
+            autocast_of_gpu(),
             self._mode,
             self._recorder,
             self._kernels,

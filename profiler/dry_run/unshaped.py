@@ -1,4 +1,4 @@
-"""Operations of which torch does not know what they give without running them, or not for each release, and what that is."""
+"""Operations of which torch does not know what they give on a GPU, or not for each release, and what that is."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from profiler.dry_run.attention_memory import efficient_backward
 from profiler.dry_run.ctc import losses_and_alphas
@@ -14,8 +15,14 @@ from profiler.dry_run.recurrent import backward
 _aten = torch.ops.aten
 
 
+def _log_sigmoid(input: Tensor) -> tuple[Tensor, Tensor]:
+    """Only the CPU's kernel fills a buffer for backward (Activation.cpp, log_sigmoid_forward_cuda)."""
+    return torch.empty_like(input), input.new_empty((0,))
+
+
 WITHOUT_SHAPES: dict[Any, Callable[..., Any]] = {
     _aten._cudnn_rnn_backward.default: backward,
+    _aten.log_sigmoid_forward.default: _log_sigmoid,
     _aten._ctc_loss.default: losses_and_alphas,
     _aten._scaled_dot_product_efficient_attention_backward.default: efficient_backward,
 }

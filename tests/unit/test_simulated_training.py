@@ -128,6 +128,20 @@ def test_losses_under_autocast_are_in_fp32_as_on_cuda() -> None:
     assert Kept(normed, (8, 100), dtype=torch.bfloat16).dtype is torch.float32
 
 
+def test_a_log_sigmoid_keeps_no_buffer_beside_its_output() -> None:
+    assert Kept(functional.logsigmoid, (64, 100)).bytes == block(6400)
+
+
+def test_the_zero_of_a_backward_lies_on_the_card() -> None:
+    """A clamp's gradient is zero outside, by a scalar of 4 bytes that torch names the device for. The sum and its gradient are two more."""
+    placement = SimulatedPlacement(AMPERE, None, torch_version=(2, 13))
+    with placement.training():
+        x = placement.batch(torch.empty(64, 100, device="meta")).requires_grad_()
+        x.clamp_min(0.0).sum().backward()
+
+    assert [event.size_bytes for event in placement.ledger.events].count(4) == 3
+
+
 def test_an_lstm_keeps_a_reserve_space() -> None:
     def run(x: Tensor) -> Tensor:
         return layer(x)[0]  # type: ignore[no-any-return]
