@@ -22,7 +22,7 @@ from profiler.dry_run.known import tensors_in
 _aten = torch.ops.aten
 _C: Any = torch._C
 _KEY = "AutocastCPU"
-_LOW = (torch.float16, torch.bfloat16)
+_HALF = (torch.float16, torch.bfloat16)
 # AT_FORALL_LOWER_PRECISION_FP. Where the CPU lowers them too its own kernel stays, which keeps casts of weights.
 _LOWERED = frozenset(
     f"aten::{name}"
@@ -60,6 +60,8 @@ _PROMOTED = frozenset(
 _REFUSED = "aten::binary_cross_entropy"
 _SOFTMAX = {_aten.softmax.int: _aten._softmax.default, _aten.log_softmax.int: _aten._log_softmax.default}
 _lasting = 0
+# Weights that were lowered, each with what it was lowered to, until the outermost autocast ends.
+_kept: dict[int, tuple[Tensor, Tensor]] = {}
 
 
 @contextmanager
@@ -70,7 +72,14 @@ def autocast_of_gpu() -> Iterator[None]:
         yield
         return
     library = torch.library.Library("aten", "IMPL")
+    clear = torch.clear_autocast_cache
+
+    def clear_all() -> None:
+        _kept.clear()
+        clear()
+
     _lasting += 1
+    torch.clear_autocast_cache = clear_all
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # torch says that kernels are replaced
@@ -79,12 +88,19 @@ def autocast_of_gpu() -> Iterator[None]:
         yield
     finally:
         _lasting -= 1
+        torch.clear_autocast_cache = clear
+        _kept.clear()
         library._destroy()
 
 
 def in_fp32(nest: Any) -> Any:
     """`nest` with its tensors of half precision in fp32."""
-    return tree_map_only(Tensor, lambda tensor: _in(torch.float32, tensor) if tensor.dtype in _LOW else tensor, nest)
+    return tree_map_only(Tensor, lambda tensor: _in(torch.float32, tensor) if tensor.dtype in _HALF else tensor, nest)
+
+
+def lowered(nest: Any) -> Any:
+    """`nest` with its tensors in the type of autocast."""
+    return tree_map_only(Tensor, _low, nest)
 
 
 def softmax(operator: Any, tensor: Tensor, dim: int, dtype: torch.dtype | None) -> Tensor:
@@ -150,8 +166,23 @@ def _cast(dtype: torch.dtype, nest: Any) -> Any:
 
 
 def _lowered(operator: Any, *args: Any, **kwargs: Any) -> Any:
-    args, kwargs = _cast(torch.get_autocast_dtype("cpu"), (args, kwargs))
+    args, kwargs = lowered((args, kwargs))
     return operator(*args, **kwargs)
+
+
+def _low(tensor: Tensor) -> Tensor:
+    """A weight is lowered once, as each step of a cell that is called in a loop has it again (cached_cast)."""
+    dtype = torch.get_autocast_dtype("cpu")
+    if not _is_eligible(tensor):
+        return tensor
+    if not (tensor.dtype == torch.float32 and tensor.requires_grad and tensor.is_leaf and not tensor._is_view()):
+        return _in(dtype, tensor)
+    if not torch.is_autocast_cache_enabled():
+        return _in(dtype, tensor)
+    held = _kept.get(id(tensor))
+    if held is None:
+        held = _kept[id(tensor)] = tensor, _in(dtype, tensor)
+    return held[1]
 
 
 def _widened(operator: Any, *args: Any, **kwargs: Any) -> Any:

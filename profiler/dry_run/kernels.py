@@ -1,7 +1,7 @@
 """The operations that CUDA runs where the CPU runs others: which attention, dropout, norm and RNN kernels.
 
 Above autograd, since what is kept for backward follows from the operation. Sources: aten/src/ATen/native/Dropout.cpp,
-transformers/cuda/sdp_utils.cpp, transformers/attention.cpp, RNN.cpp, layer_norm.cpp of PyTorch 2.11 to 2.14.
+transformers/cuda/sdp_utils.cpp, transformers/attention.cpp, RNN.cpp of PyTorch 2.11 to 2.14.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from torch.overrides import TorchFunctionMode
 
 from profiler.dry_run.attention import attention
 from profiler.dry_run.attention_choice import Target
-from profiler.dry_run.autocast import in_fp32, softmax
+from profiler.dry_run.autocast import softmax
+from profiler.dry_run.cells import cells
 from profiler.dry_run.ctc import ctc_loss
 from profiler.dry_run.leaving import leaving
 from profiler.dry_run.named_devices import MOVES, on_host
+from profiler.dry_run.norms import rms_norm
 from profiler.dry_run.recurrent import Recurrent
 from profiler.dry_run.unknown import ValueOf
 
@@ -42,8 +44,8 @@ class Kernels(TorchFunctionMode):
             functional.scaled_dot_product_attention: lambda *args, **kwargs: attention(target, *args, **kwargs),
             functional.dropout: _dropout,
             torch.dropout: _dropout,
-            functional.rms_norm: _rms_norm,
-            torch.rms_norm: _rms_norm,
+            functional.rms_norm: rms_norm,
+            torch.rms_norm: rms_norm,
             **{function: _softmax(function, operator) for function, operator in _SOFTMAXES.items()},
             **MOVES,
             functional.multi_head_attention_forward: self._seen(functional.multi_head_attention_forward),
@@ -52,6 +54,7 @@ class Kernels(TorchFunctionMode):
             torch.autograd.backward: self._seen(torch.autograd.backward),
             torch.autograd.grad: self._seen(torch.autograd.grad),
             **Recurrent(value_of).rewrites(),
+            **cells(),
             functional.ctc_loss: self._seen(functional.ctc_loss),
             torch.ctc_loss: lambda *args, **kwargs: ctc_loss(value_of, *args, **kwargs),
             **leaving(value_of),
@@ -109,17 +112,6 @@ def _dropout(
         return result
     dropped: Tensor = _aten.native_dropout(input, p, True)[0]
     return dropped
-
-
-def _rms_norm(
-    input: Tensor, normalized_shape: list[int], weight: Tensor | None = None, eps: float | None = None
-) -> Tensor:
-    """One kernel that keeps one number a row, from torch 2.9 on."""
-    source = (input, weight)
-    if torch.is_autocast_enabled("cpu"):
-        source = in_fp32(source)
-    normed: Tensor = _aten._fused_rms_norm(source[0], list(normalized_shape), source[1], eps)[0]
-    return normed
 
 
 def _softmax(function: Any, operator: Any) -> Callable[..., Tensor]:

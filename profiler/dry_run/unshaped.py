@@ -20,8 +20,16 @@ def _log_sigmoid(input: Tensor) -> tuple[Tensor, Tensor]:
     return torch.empty_like(input), input.new_empty((0,))
 
 
+def _batch_norm(input: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Statistics of half precision are in fp32 (batch_norm_cuda)."""
+    output, *statistics = _aten.native_batch_norm.default(input, *rest)
+    mean, deviation = (each.float() for each in statistics)
+    return output, mean, deviation
+
+
 WITHOUT_SHAPES: dict[Any, Callable[..., Any]] = {
     _aten._cudnn_rnn_backward.default: backward,
+    _aten.native_batch_norm.default: _batch_norm,
     _aten.log_sigmoid_forward.default: _log_sigmoid,
     _aten._ctc_loss.default: losses_and_alphas,
     _aten._scaled_dot_product_efficient_attention_backward.default: efficient_backward,

@@ -120,6 +120,63 @@ def test_rms_norm_is_one_kernel() -> None:
     assert kept.bytes == block(6400) + block(64)
 
 
+def test_an_rms_norm_with_a_weight_keeps_no_more() -> None:
+    kept = Kept(lambda x, weight: functional.rms_norm(x, (100,), weight), (64, 100), (100,))
+
+    assert kept.bytes == block(6400) + block(64)
+
+
+def test_an_rms_norm_of_two_types_is_computed_by_steps() -> None:
+    """The normed input is kept beside the output, in fp32."""
+    kept = Kept(
+        lambda x, weight: functional.rms_norm(x, (100,), weight.float()), (64, 100), (100,), dtype=torch.bfloat16
+    )
+
+    assert kept.bytes >= block(6400) * 2
+
+
+def test_an_lstms_cell_keeps_its_gates_three_times() -> None:
+    """Those of the input and of the hidden state, and what its kernel computes of both."""
+    cell = nn.LSTMCell(32, 64, bias=False)
+    kept = Kept(lambda x, hidden, state: cell(x, (hidden, state))[0], (8, 32), (8, 64), (8, 64))
+
+    assert kept.bytes == block(4 * 8 * 64) * 3 + block(8 * 64) * 2 + _bytes_of(cell) + CUBLAS_BYTES
+
+
+def test_a_grus_cell_keeps_its_gates_twice_and_five_numbers_a_hidden_one() -> None:
+    cell = nn.GRUCell(32, 64, bias=False)
+    kept = Kept(lambda x, hidden: cell(x, hidden), (8, 32), (8, 64))
+
+    assert kept.bytes == block(3 * 8 * 64) * 2 + block(5 * 8 * 64) + block(8 * 64) + _bytes_of(cell) + CUBLAS_BYTES
+
+
+def _bytes_of(model: nn.Module) -> int:
+    return sum(block(parameter.numel()) for parameter in model.parameters())
+
+
+def test_a_cell_lowers_its_weights_once() -> None:
+    def steps(x: Tensor) -> Tensor:
+        state = None
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            for _ in range(3):
+                state = cell(x, state)
+        return state[0]  # type: ignore[index, no-any-return]
+
+    placement = SimulatedPlacement(AMPERE, None, torch_version=(2, 13))
+    cell = placement.model(lambda: nn.LSTMCell(48, 64))
+    x = placement.batch(torch.empty(8, 48, device="meta"))
+    with placement.training():
+        steps(x)
+
+    assert [event.size_bytes for event in placement.ledger.events].count(4 * 64 * 64 * 2) == 1
+
+
+def test_batch_norm_of_half_precision_keeps_its_statistics_in_fp32() -> None:
+    kept = Kept(lambda x: functional.batch_norm(x, None, None, training=True), (8, 512, 10), dtype=torch.bfloat16)
+
+    assert kept.bytes >= block(8 * 512 * 10, 2) + 2 * block(512)
+
+
 def test_losses_under_autocast_are_in_fp32_as_on_cuda() -> None:
     def normed(x: Tensor) -> Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16):
