@@ -61,6 +61,7 @@ class _Lstm(torch.autograd.Function):
     def forward(
         ctx: Any, of_input: Tensor, of_hidden: Tensor, cell: Tensor, b_ih: Tensor | None, b_hh: Tensor | None
     ) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)  # of a state that nobody uses
         hidden, following = torch.empty_like(cell), torch.empty_like(cell)
         ctx.save_for_backward(of_input, of_hidden, cell, following, torch.empty_like(of_input), b_ih, b_hh)
         return hidden, following

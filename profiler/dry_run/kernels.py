@@ -47,6 +47,7 @@ class Kernels(TorchFunctionMode):
             functional.rms_norm: rms_norm,
             torch.rms_norm: rms_norm,
             **{function: _softmax(function, operator) for function, operator in _SOFTMAXES.items()},
+            torch.zeros: _zeros,
             **MOVES,
             functional.multi_head_attention_forward: self._seen(functional.multi_head_attention_forward),
             # Checkpoints run forwards within backward, and functions of the user's their own backward.
@@ -112,6 +113,14 @@ def _dropout(
         return result
     dropped: Tensor = _aten.native_dropout(input, p, True)[0]
     return dropped
+
+
+def _zeros(*size: Any, **options: Any) -> Tensor:
+    """A number in host memory where no device is named: optimizers count their steps so."""
+    if size in (((),), ([],)) and options.get("device") is None:
+        return torch.tensor(0.0, dtype=options.get("dtype"), requires_grad=options.get("requires_grad", False))
+    zeros: Tensor = torch.zeros(*size, **options)
+    return zeros
 
 
 def _softmax(function: Any, operator: Any) -> Callable[..., Tensor]:

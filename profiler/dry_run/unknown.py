@@ -36,12 +36,12 @@ class Assumptions:
 
     def result_of(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What `func` is assumed to give; WorkloadError, which names the line and what to do, where nothing is."""
-        frames = list(_frames())
-        if func in _NUMBERS and any(frame.f_code.co_filename == _OPTIMIZER_STEP for frame in frames):
+        # No frame is kept: one that knows itself would keep the locals of all, with their tensors, until the next collection.
+        if func in _NUMBERS and any(frame.f_code.co_filename == _OPTIMIZER_STEP for frame in _frames()):
             return _NUMBERS[func](args[0], 0.0 if _is_truth(func, args[0]) else 1.0)
         if func not in _NUMBERS and func not in _SELECTIONS:
             raise values_missing(_name_of(func))
-        file, line = _users_line(frames)
+        file, line = _users_line(_frames())
         assumed = next((each for each in self._assumptions if each.is_of(file, line)), None)
         if assumed is None:
             raise WorkloadError(_unknown(func, args[0], file, line))

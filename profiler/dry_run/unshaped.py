@@ -13,6 +13,7 @@ from profiler.dry_run.ctc import losses_and_alphas
 from profiler.dry_run.recurrent import backward
 
 _aten = torch.ops.aten
+_MAX = 2  # mode of an embedding bag
 
 
 def _log_sigmoid(input: Tensor) -> tuple[Tensor, Tensor]:
@@ -27,9 +28,22 @@ def _batch_norm(input: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     return output, mean, deviation
 
 
+def _embedding_bag(
+    weight: Tensor, indices: Tensor, offsets: Tensor, _frequency: bool = False, mode: int = 0, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The bag of each index and the size of each bag; where the maximum is taken, of which row (embedding_bag.cu)."""
+    includes_last = len(rest) > 2 and rest[2]
+    bags = offsets.shape[0] - (1 if includes_last else 0)
+    rows = indices.new_empty((bags, weight.shape[1]) if mode == _MAX else (0,))
+    output = weight.new_empty((bags, weight.shape[1]))
+    return output, indices.new_empty((indices.shape[0],)), indices.new_empty(offsets.shape), rows
+
+
 WITHOUT_SHAPES: dict[Any, Callable[..., Any]] = {
     _aten._cudnn_rnn_backward.default: backward,
     _aten.native_batch_norm.default: _batch_norm,
+    _aten._embedding_bag.default: _embedding_bag,
+    _aten._embedding_bag_forward_only.default: _embedding_bag,
     _aten.log_sigmoid_forward.default: _log_sigmoid,
     _aten._ctc_loss.default: losses_and_alphas,
     _aten._scaled_dot_product_efficient_attention_backward.default: efficient_backward,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import pytest
@@ -185,6 +186,19 @@ def test_losses_under_autocast_are_in_fp32_as_on_cuda() -> None:
     assert Kept(normed, (8, 100), dtype=torch.bfloat16).dtype is torch.float32
 
 
+@pytest.mark.parametrize(
+    ("mode", "rows"), [pytest.param("sum", 0, id="sum"), pytest.param("max", 64 * 32, id="max-keeps-which-row")]
+)
+def test_an_embedding_bag_keeps_the_bag_of_each_index(mode: str, rows: int) -> None:
+    def bags(weight: Tensor) -> Tensor:
+        indices = torch.zeros((64, 100), dtype=torch.int64)
+        return functional.embedding_bag(indices, weight, mode=mode)
+
+    indices, offsets, sizes = block(6400, 8), block(64, 8), block(64, 8)
+
+    assert Kept(bags, (1000, 32)).bytes == block(64 * 32) + 2 * indices + offsets + sizes + block(rows, 8)
+
+
 def test_a_log_sigmoid_keeps_no_buffer_beside_its_output() -> None:
     assert Kept(functional.logsigmoid, (64, 100)).bytes == block(6400)
 
@@ -255,6 +269,37 @@ def trained(
             model(placement.batch(batch)).float().mean().backward()
             stepping.step()
     return Trained(placement.ledger, (model, stepping))
+
+
+@pytest.fixture
+def without_collections() -> Iterator[None]:
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("without_collections")
+def test_a_step_that_asks_for_numbers_leaves_nothing_behind() -> None:
+    """Adafactor asks each weight for its norm, and computes in a tensor as large as the weight beside it."""
+    placement = SimulatedPlacement(AMPERE, None, torch_version=(2, 13))
+    model = placement.model(lambda: nn.Linear(64, 64, bias=False))
+    x = placement.batch(torch.empty(8, 64, device="meta"))
+    with placement.training():
+        stepping = placement.optimizer(torch.optim.Adafactor(model.parameters()))
+        model(x).sum().backward()
+        before = placement.ledger.allocator.allocated_bytes
+        stepping.step()
+
+    assert placement.ledger.allocator.allocated_bytes == before + 2 * block(64)
+
+
+def test_steps_are_counted_in_host_memory() -> None:
+    placement = SimulatedPlacement(AMPERE, None, torch_version=(2, 13))
+    with placement.training():
+        counts = torch.zeros((), dtype=torch.float32), torch.zeros((), device="cuda")
+
+    assert [event.size_bytes for event in placement.ledger.events] == [4]
+    assert len(counts) == 2
 
 
 def test_a_weight_in_two_places_counts_once() -> None:
