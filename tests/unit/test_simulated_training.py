@@ -293,6 +293,18 @@ def test_a_step_that_asks_for_numbers_leaves_nothing_behind() -> None:
     assert placement.ledger.allocator.allocated_bytes == before + 2 * block(64)
 
 
+def test_an_optimizer_that_asks_torch_for_no_implementation_keeps_its_own() -> None:
+    placement = SimulatedPlacement(AMPERE, None, torch_version=(2, 13))
+    weights = [nn.Parameter(torch.empty(4))]
+
+    chosen = [
+        placement.optimizer(kind(weights)).param_groups[0]["foreach"]
+        for kind in (torch.optim.Adafactor, torch.optim.AdamW)
+    ]
+
+    assert chosen == [None, True]
+
+
 def test_steps_are_counted_in_host_memory() -> None:
     placement = SimulatedPlacement(AMPERE, None, torch_version=(2, 13))
     with placement.training():
