@@ -1,7 +1,7 @@
-"""The operations that CUDA runs where the CPU runs others: which attention, dropout, norm and RNN kernels, and autocast's list.
+"""The operations that CUDA runs where the CPU runs others: which attention, dropout, norm and RNN kernels.
 
 Above autograd, since what is kept for backward follows from the operation. Sources: aten/src/ATen/native/Dropout.cpp,
-transformers/cuda/sdp_utils.cpp, transformers/attention.cpp, RNN.cpp, layer_norm.cpp, autocast_mode.h of PyTorch 2.11 to 2.14.
+transformers/cuda/sdp_utils.cpp, transformers/attention.cpp, RNN.cpp of PyTorch 2.11 to 2.14.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map_only
 
 from profiler.dry_run.attention import attention
 from profiler.dry_run.attention_choice import Target
+from profiler.dry_run.autocast import softmax
+from profiler.dry_run.cells import cells
 from profiler.dry_run.ctc import ctc_loss
 from profiler.dry_run.leaving import leaving
 from profiler.dry_run.named_devices import MOVES, on_host
+from profiler.dry_run.norms import rms_norm
 from profiler.dry_run.recurrent import Recurrent
 from profiler.dry_run.unknown import ValueOf
 
@@ -42,8 +44,10 @@ class Kernels(TorchFunctionMode):
             functional.scaled_dot_product_attention: lambda *args, **kwargs: attention(target, *args, **kwargs),
             functional.dropout: _dropout,
             torch.dropout: _dropout,
-            functional.rms_norm: _rms_norm,
-            torch.rms_norm: _rms_norm,
+            functional.rms_norm: rms_norm,
+            torch.rms_norm: rms_norm,
+            **{function: _softmax(function, operator) for function, operator in _SOFTMAXES.items()},
+            torch.zeros: _zeros,
             **MOVES,
             functional.multi_head_attention_forward: self._seen(functional.multi_head_attention_forward),
             # Checkpoints run forwards within backward, and functions of the user's their own backward.
@@ -51,6 +55,7 @@ class Kernels(TorchFunctionMode):
             torch.autograd.backward: self._seen(torch.autograd.backward),
             torch.autograd.grad: self._seen(torch.autograd.grad),
             **Recurrent(value_of).rewrites(),
+            **cells(),
             functional.ctc_loss: self._seen(functional.ctc_loss),
             torch.ctc_loss: lambda *args, **kwargs: ctc_loss(value_of, *args, **kwargs),
             **leaving(value_of, assumed),
@@ -62,8 +67,6 @@ class Kernels(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.rests:
             return func(*args, **kwargs)
-        if torch.is_autocast_enabled("cpu") and func in _IN_FP32:
-            args, kwargs = tree_map_only(Tensor, _widened, (args, kwargs))
         args, kwargs = on_host(func, args, kwargs)
         rewrite = self._rewrites.get(func)
         return (rewrite or func)(*args, **kwargs)
@@ -100,10 +103,6 @@ _NO_MODES = dict.fromkeys(
 )
 
 
-def _widened(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
-
-
 def _dropout(
     input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False, train: bool | None = None
 ) -> Tensor:
@@ -116,28 +115,29 @@ def _dropout(
     return dropped
 
 
-def _rms_norm(
-    input: Tensor, normalized_shape: list[int], weight: Tensor | None = None, eps: float | None = None
-) -> Tensor:
-    """One kernel that keeps one number a row, from torch 2.9 on."""
-    normed: Tensor = _aten._fused_rms_norm(input, list(normalized_shape), weight, eps)[0]
-    return normed
+def _zeros(*size: Any, **options: Any) -> Tensor:
+    """A number in host memory where no device is named: optimizers count their steps so."""
+    if size in (((),), ([],)) and options.get("device") is None:
+        return torch.tensor(0.0, dtype=options.get("dtype"), requires_grad=options.get("requires_grad", False))
+    zeros: Tensor = torch.zeros(*size, **options)
+    return zeros
 
 
-# autocast_mode.h, AT_FORALL_FP32, _FP32_SET_OPT_DTYPE and _DIFFERENT_REDISPATCH_SIGNATURE, as Python calls them.
-_FP32_NAMES = (
-    *("acos", "asin", "cosh", "erfinv", "exp", "expm1", "log", "log10", "log2", "log1p", "reciprocal", "rsqrt"),
-    *("sinh", "tan", "pow", "softplus", "layer_norm", "native_layer_norm", "rms_norm", "group_norm"),
-    *("frobenius_norm", "nuclear_norm", "cosine_similarity", "poisson_nll_loss", "cosine_embedding_loss"),
-    *("nll_loss", "hinge_embedding_loss", "kl_div", "l1_loss", "smooth_l1_loss", "huber_loss", "mse_loss"),
-    *("margin_ranking_loss", "multilabel_margin_loss", "soft_margin_loss", "triplet_margin_loss"),
-    *("multi_margin_loss", "binary_cross_entropy_with_logits", "dist", "pdist", "cdist", "renorm", "logsumexp"),
-    *("interpolate", "prod", "softmax", "log_softmax", "cumprod", "cumsum", "sum", "norm", "cross_entropy"),
-    "softmin",
-)
-_IN_FP32 = frozenset(
-    getattr(place, name)
-    for name in _FP32_NAMES
+def _softmax(function: Any, operator: Any) -> Callable[..., Tensor]:
+    """`function`, which reads fp16 as it is where the user asks for fp32, as models do for attention."""
+
+    def run(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        dim = kwargs.get("dim", args[0] if args else None)
+        if dim is not None and kwargs.get("dtype") is not None:
+            return softmax(operator, input, dim, kwargs["dtype"])
+        result: Tensor = function(input, *args, **kwargs)
+        return result
+
+    return run
+
+
+_SOFTMAXES = {
+    getattr(place, name): operator
+    for name, operator in (("softmax", _aten.softmax.int), ("log_softmax", _aten.log_softmax.int))
     for place in (torch, functional, Tensor, torch.special)
-    if hasattr(place, name)
-) | {torch.linalg.vector_norm, torch.linalg.matrix_norm, Tensor.__pow__, Tensor.__rpow__}
+}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
 from typing import Any
 
@@ -17,13 +18,14 @@ def as_on_gpu(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
 
     Steps that CUDA graphs can capture run as those that they cannot: their counters of a few bytes are in host memory here.
     """
+    leaves_to_torch = _leaves_to_torch(optimizer)
     for group in optimizer.param_groups:
         captured = bool(group.get("capturable"))
         if captured:
             group["capturable"] = False
             if isinstance(group.get("lr"), Tensor):
                 group["lr"] = float(group["lr"])
-        if _is_left_to_torch(group):
+        if leaves_to_torch and _is_left_to_torch(group):
             group["foreach"] = True
     return optimizer
 
@@ -45,6 +47,12 @@ def of_twins(optimizer: torch.optim.Optimizer, twins: Twins) -> torch.optim.Opti
         for group in optimizer.param_groups
     ]
     return alike
+
+
+def _leaves_to_torch(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether its code asks torch for the implementation, which Adafactor's does not: it takes parameters one by one."""
+    owners = (kind for kind in type(optimizer).__mro__ if kind not in (torch.optim.Optimizer, object))
+    return any(hasattr(sys.modules.get(kind.__module__), "_default_to_fused_or_foreach") for kind in owners)
 
 
 def _is_left_to_torch(group: dict[str, Any]) -> bool:

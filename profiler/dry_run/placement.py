@@ -16,6 +16,7 @@ from profiler.batches import made_batch, map_tensors
 from profiler.dry_run import weightless
 from profiler.dry_run.answers import StandIn
 from profiler.dry_run.attention_choice import Target
+from profiler.dry_run.autocast import autocast_of_gpu
 from profiler.dry_run.fakes import Twins, make_fake
 from profiler.dry_run.kernels import Kernels
 from profiler.dry_run.known import Known
@@ -111,6 +112,7 @@ class SimulatedPlacement(Placement):
     def training(self) -> Iterator[None]:
         with (
             standing_in(self._stand_in),
+            autocast_of_gpu(),
             self._mode,
             self._recorder,
             self._kernels,

@@ -27,8 +27,7 @@ from profiler.units import format_bytes
 _aten = torch.ops.aten
 # Asked by autograd, in C++, two times and more for every operation.
 _DEVICE = torch.ops.prim.device.default
-# What these make lies in host memory: `torch.tensor(1.0)` without a device, as optimizers keep their step counts.
-_HOST = frozenset({_aten.lift_fresh.default, _aten.scalar_tensor.default})
+_SCALAR = _aten.scalar_tensor.default
 
 
 class Recorder(TorchDispatchMode):
@@ -61,7 +60,7 @@ class Recorder(TorchDispatchMode):
         args, kwargs = self._on_card(args), self._on_card(kwargs or {})
         result = self._result_of(func, args, kwargs)
         result = self._libraries.completed(func, args, result)
-        on_host = func in _HOST
+        on_host = _is_on_host(func, kwargs)
         for tensor in tensors_in(result):
             self.note(tensor, on_host=on_host)
         self._libraries.use(func, args, result)
@@ -110,6 +109,14 @@ class Recorder(TorchDispatchMode):
         del self._sizes[key]
         if number is not None:
             self._ledger.give_back(number)
+
+
+def _is_on_host(func: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether host memory has what `func` makes: `torch.tensor(1.0)`, as optimizers keep their step counts, and scalars.
+
+    But for scalars for which torch names the device, that of a tensor, as where a backward replaces others by zero.
+    """
+    return func is _aten.lift_fresh.default or (func is _SCALAR and kwargs.get("device") is None)
 
 
 def _tell(gone_by: Callable[[], Callable[[int], None] | None], key: int) -> None:

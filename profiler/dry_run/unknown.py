@@ -37,24 +37,24 @@ class Assumptions:
 
     def result_of(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What `func` is assumed to give; WorkloadError, which names the line and what to do, where nothing is."""
-        frames = list(_frames())
-        if func in _NUMBERS and any(frame.f_code.co_filename == _OPTIMIZER_STEP for frame in frames):
+        # No frame is kept: one that knows itself would keep the locals of all, with their tensors, until the next collection.
+        if func in _NUMBERS and any(frame.f_code.co_filename == _OPTIMIZER_STEP for frame in _frames()):
             return _NUMBERS[func](args[0], 0.0 if _is_truth(func, args[0]) else 1.0)
         if func not in _NUMBERS and func not in _SELECTIONS:
             raise values_missing(_name_of(func))
-        assumed = self._assumed(frames, _name_of(func), _gives(func, args[0]))
+        assumed = self._assumed(_name_of(func), _gives(func, args[0]))
         if func in _NUMBERS:
             return _NUMBERS[func](args[0], assumed.value)
         return _SELECTIONS[func](assumed, *args, **kwargs)
 
     def filled(self, tensor: Tensor, name: str) -> Tensor:
         """A real tensor as large as `tensor`, for `name`, with the number assumed in every place; WorkloadError where none is."""
-        assumed = self._assumed(list(_frames()), name, "=N for the number in every place")
+        assumed = self._assumed(name, "=N for the number in every place")
         with _disable_current_modes():
             return torch.full(tensor.shape, assumed.value, device="cpu").to(tensor.dtype)
 
-    def _assumed(self, frames: Iterable[FrameType], name: str, gives: str) -> Assumption:
-        file, line = _users_line(frames)
+    def _assumed(self, name: str, gives: str) -> Assumption:
+        file, line = _users_line(_frames())
         assumed = next((each for each in self._assumptions if each.is_of(file, line)), None)
         if assumed is None:
             hint = f"{Path(file).name}:{line}" if file else "FILE:LINE"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import pytest
@@ -120,12 +121,96 @@ def test_rms_norm_is_one_kernel() -> None:
     assert kept.bytes == block(6400) + block(64)
 
 
+def test_an_rms_norm_with_a_weight_keeps_no_more() -> None:
+    kept = Kept(lambda x, weight: functional.rms_norm(x, (100,), weight), (64, 100), (100,))
+
+    assert kept.bytes == block(6400) + block(64)
+
+
+def test_an_rms_norm_of_two_types_is_computed_by_steps() -> None:
+    """The normed input is kept beside the output, in fp32."""
+    kept = Kept(
+        lambda x, weight: functional.rms_norm(x, (100,), weight.float()), (64, 100), (100,), dtype=torch.bfloat16
+    )
+
+    assert kept.bytes >= block(6400) * 2
+
+
+def test_an_lstms_cell_keeps_its_gates_three_times() -> None:
+    """Those of the input and of the hidden state, and what its kernel computes of both."""
+    cell = nn.LSTMCell(32, 64, bias=False)
+    kept = Kept(lambda x, hidden, state: cell(x, (hidden, state))[0], (8, 32), (8, 64), (8, 64))
+
+    assert kept.bytes == block(4 * 8 * 64) * 3 + block(8 * 64) * 2 + _bytes_of(cell) + CUBLAS_BYTES
+
+
+def test_a_grus_cell_keeps_its_gates_twice_and_five_numbers_a_hidden_one() -> None:
+    cell = nn.GRUCell(32, 64, bias=False)
+    kept = Kept(lambda x, hidden: cell(x, hidden), (8, 32), (8, 64))
+
+    assert kept.bytes == block(3 * 8 * 64) * 2 + block(5 * 8 * 64) + block(8 * 64) + _bytes_of(cell) + CUBLAS_BYTES
+
+
+def _bytes_of(model: nn.Module) -> int:
+    return sum(block(parameter.numel()) for parameter in model.parameters())
+
+
+def test_a_cell_lowers_its_weights_once() -> None:
+    def steps(x: Tensor) -> Tensor:
+        state = None
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            for _ in range(3):
+                state = cell(x, state)
+        return state[0]  # type: ignore[index, no-any-return]
+
+    placement = SimulatedPlacement(AMPERE, None, torch_version=(2, 13))
+    cell = placement.model(lambda: nn.LSTMCell(48, 64))
+    x = placement.batch(torch.empty(8, 48, device="meta"))
+    with placement.training():
+        steps(x)
+
+    assert [event.size_bytes for event in placement.ledger.events].count(4 * 64 * 64 * 2) == 1
+
+
+def test_batch_norm_of_half_precision_keeps_its_statistics_in_fp32() -> None:
+    kept = Kept(lambda x: functional.batch_norm(x, None, None, training=True), (8, 512, 10), dtype=torch.bfloat16)
+
+    assert kept.bytes >= block(8 * 512 * 10, 2) + 2 * block(512)
+
+
 def test_losses_under_autocast_are_in_fp32_as_on_cuda() -> None:
     def normed(x: Tensor) -> Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             return functional.softmax(x, -1)
 
     assert Kept(normed, (8, 100), dtype=torch.bfloat16).dtype is torch.float32
+
+
+@pytest.mark.parametrize(
+    ("mode", "rows"), [pytest.param("sum", 0, id="sum"), pytest.param("max", 64 * 32, id="max-keeps-which-row")]
+)
+def test_an_embedding_bag_keeps_the_bag_of_each_index(mode: str, rows: int) -> None:
+    def bags(weight: Tensor) -> Tensor:
+        indices = torch.zeros((64, 100), dtype=torch.int64)
+        return functional.embedding_bag(indices, weight, mode=mode)
+
+    indices, offsets, sizes = block(6400, 8), block(64, 8), block(64, 8)
+
+    assert Kept(bags, (1000, 32)).bytes == block(64 * 32) + 2 * indices + offsets + sizes + block(rows, 8)
+
+
+def test_a_log_sigmoid_keeps_no_buffer_beside_its_output() -> None:
+    assert Kept(functional.logsigmoid, (64, 100)).bytes == block(6400)
+
+
+def test_the_zero_of_a_backward_lies_on_the_card() -> None:
+    """A clamp's gradient is zero outside, by a scalar of 4 bytes that torch names the device for. The sum and its gradient are two more."""
+    placement = SimulatedPlacement(AMPERE, None, torch_version=(2, 13))
+    with placement.training():
+        x = placement.batch(torch.empty(64, 100, device="meta")).requires_grad_()
+        x.clamp_min(0.0).sum().backward()
+
+    assert [event.size_bytes for event in placement.ledger.events].count(4) == 3
 
 
 def test_an_lstm_keeps_a_reserve_space() -> None:
@@ -184,6 +269,49 @@ def trained(
             model(placement.batch(batch)).float().mean().backward()
             stepping.step()
     return Trained(placement.ledger, (model, stepping))
+
+
+@pytest.fixture
+def without_collections() -> Iterator[None]:
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("without_collections")
+def test_a_step_that_asks_for_numbers_leaves_nothing_behind() -> None:
+    """Adafactor asks each weight for its norm, and computes in a tensor as large as the weight beside it."""
+    placement = SimulatedPlacement(AMPERE, None, torch_version=(2, 13))
+    model = placement.model(lambda: nn.Linear(64, 64, bias=False))
+    x = placement.batch(torch.empty(8, 64, device="meta"))
+    with placement.training():
+        stepping = placement.optimizer(torch.optim.Adafactor(model.parameters()))
+        model(x).sum().backward()
+        before = placement.ledger.allocator.allocated_bytes
+        stepping.step()
+
+    assert placement.ledger.allocator.allocated_bytes == before + 2 * block(64)
+
+
+def test_an_optimizer_that_asks_torch_for_no_implementation_keeps_its_own() -> None:
+    placement = SimulatedPlacement(AMPERE, None, torch_version=(2, 13))
+    weights = [nn.Parameter(torch.empty(4))]
+
+    chosen = [
+        placement.optimizer(kind(weights)).param_groups[0]["foreach"]
+        for kind in (torch.optim.Adafactor, torch.optim.AdamW)
+    ]
+
+    assert chosen == [None, True]
+
+
+def test_steps_are_counted_in_host_memory() -> None:
+    placement = SimulatedPlacement(AMPERE, None, torch_version=(2, 13))
+    with placement.training():
+        counts = torch.zeros((), dtype=torch.float32), torch.zeros((), device="cuda")
+
+    assert [event.size_bytes for event in placement.ledger.events] == [4]
+    assert len(counts) == 2
 
 
 def test_a_weight_in_two_places_counts_once() -> None:
