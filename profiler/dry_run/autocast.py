@@ -58,6 +58,8 @@ _PROMOTED = frozenset(
     )
 )
 _REFUSED = "aten::binary_cross_entropy"
+# What CUDA builds of torch cast beside these, and `recurrent` does here.
+_CAST_ALREADY = "aten::_cudnn_rnn"
 _SOFTMAX = {_aten.softmax.int: _aten._softmax.default, _aten.log_softmax.int: _aten._log_softmax.default}
 _lasting = 0
 # Weights that were lowered, each with what it was lowered to, until the outermost autocast ends.
@@ -119,7 +121,7 @@ def _kernels() -> tuple[tuple[str, Any], ...]:
         {name for name in names if _C._dispatch_has_kernel_for_dispatch_key(name, key)}
         for key in (_KEY, "AutocastCUDA")
     )
-    kept = of_cpu & of_gpu & _LOWERED
+    kept = (of_cpu & of_gpu & _LOWERED) | {_CAST_ALREADY}
     ours = [(name, _excluded(_operator(name), _rule(name))) for name in sorted(of_gpu - kept)]
     return *((name, torch.library.fallthrough_kernel) for name in sorted(of_cpu - of_gpu)), *ours
 

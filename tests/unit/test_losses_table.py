@@ -28,6 +28,10 @@ from profiler.nests import slice_nest
 
 BY_NAME = {entry.name: entry for entry in ENTRIES}
 COMMITTED = read_table(FOLDER / "table.csv")
+of_this_release = pytest.mark.skipif(
+    not hasattr(nn, "LinearCrossEntropyLoss"),
+    reason="the table was made with torch 2.13, which has losses that this torch lacks",
+)
 OF_TORCH = {*torch.nn.modules.loss.__all__, *(name for name in dir(nn) if name.endswith("Loss"))}
 GUARDED = "masked mean, mean + 1e-8"
 
@@ -75,10 +79,12 @@ def test_no_two_entries_have_the_same_name() -> None:
     assert len(BY_NAME) == len(ENTRIES)
 
 
+@of_this_release
 def test_the_committed_table_has_a_row_for_every_entry_and_no_other() -> None:
     assert [key(row) for row in COMMITTED] == [key(entry) for entry in ENTRIES]
 
 
+@of_this_release
 def test_the_committed_readme_shows_the_committed_table() -> None:
     environment = json.loads((FOLDER / "environment.json").read_text())
 
