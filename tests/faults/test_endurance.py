@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -166,12 +167,14 @@ def test_memory_returns_to_the_start_after_out_of_memory(all_is_loaded: None, ph
     for model in models:
         workload = plain(**{**changes, "model": model})
         attempt(workload)
-        before = Held.now().data_bytes
-        outcome = attempt(workload)
-        after = Held.now().data_bytes
+        held = [Held.now().data_bytes]
+        for _ in range(3):
+            outcome = attempt(workload)
+            held.append(Held.now().data_bytes)
 
         assert isinstance(outcome, OutOfMemory)
         assert outcome.phase == phase
         assert outcome.peak_bytes is not None
         assert outcome.peak_bytes > LIMIT - 4 * 2 * BLOCK, "it never filled the budget"
-        assert after - before <= KEPT_BYTES
+        # What a trial keeps, every trial keeps; the heap of a process that ran other tests also grows now and then.
+        assert min(after - before for before, after in pairwise(held)) <= KEPT_BYTES
