@@ -82,6 +82,7 @@ class SimulatedDevice(Device):
         return self._card.total_bytes
 
     def settle(self) -> None:
+        # When garbage goes, and its memory with it, must not depend on the worker's earlier trials.
         gc.collect()
 
     def open(self, limit_bytes: int | None, *, live_bytes: int = 0) -> int:

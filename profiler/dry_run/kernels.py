@@ -32,8 +32,8 @@ _aten = torch.ops.aten
 class Kernels(TorchFunctionMode):
     """Runs, for each function of torch that is called, what CUDA would run for it.
 
-    target: the card and torch, by which attention kernels are chosen. assumed: see `leaving`. rests: whether it leaves functions as they are, as while
-    a batch is made of real tensors.
+    target: the card and torch, by which attention kernels are chosen. assumed: see `leaving`. rests: whether it leaves
+    functions as they are, as while a batch is made of real tensors.
     """
 
     rests = False

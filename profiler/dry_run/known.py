@@ -22,14 +22,14 @@ from profiler.units import MIB
 # may ask for at one size it may ask for at another.
 _LARGEST_BYTES = 16 * MIB
 _LARGEST_FLOATS = 4096
+_aten = torch.ops.aten
 # GradScaler's check. Gradients count as finite, so that what it was told stays as it is.
-_FINITE = torch.ops.aten._amp_foreach_non_finite_check_and_unscale_.default
+_FINITE = _aten._amp_foreach_non_finite_check_and_unscale_.default
 _VALUE = "_microbatch_value"
 # Asked of numbers that nobody knows, by which code guards against such that are not finite.
-_aten = torch.ops.aten
 _NEVER = frozenset({_aten.isnan.default, _aten.isinf.default})
 _SAME, _OTHER = (_aten.eq.Tensor, _aten.eq.Scalar), (_aten.ne.Tensor, _aten.ne.Scalar)
-_INDEX, _NONZERO = torch.ops.aten.index.Tensor, torch.ops.aten.nonzero.default
+_INDEX, _NONZERO = _aten.index.Tensor, _aten.nonzero.default
 
 
 class Known:

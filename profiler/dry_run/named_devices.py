@@ -15,12 +15,6 @@ from profiler.dry_run.unknown import users_place
 from profiler.errors import WorkloadError
 
 _CPU = torch.device("cpu")
-# By method, what runs for it where tensors are on the simulated card already, and nothing is copied beside it.
-MOVES: dict[Any, Callable[..., Any]] = {
-    Tensor.cuda: lambda *args, **kwargs: stays(*args, **kwargs),
-    Tensor.pin_memory: lambda tensor, *_, **__: tensor,
-    Tensor.is_pinned: lambda tensor, *_, **__: False,
-}
 
 
 def on_host(
@@ -83,6 +77,14 @@ def stays(moved: Any, device: Any = None, *_: Any, **__: Any) -> Any:
     """`moved`, which is on the card already; WorkloadError for another GPU than the first."""
     is_gpu(device, numbers=True)
     return moved
+
+
+# By method, what runs for it where tensors are on the simulated card already, and nothing is copied beside it.
+MOVES: dict[Any, Callable[..., Any]] = {
+    Tensor.cuda: stays,
+    Tensor.pin_memory: lambda tensor, *_, **__: tensor,
+    Tensor.is_pinned: lambda tensor, *_, **__: False,
+}
 
 
 # What runs for functions that are no functions of tensors, and that no mode sees. Each is given the original first.
